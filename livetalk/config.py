@@ -1,0 +1,152 @@
+"""Run configs: a YAML file plus `key=value` overrides become one frozen dataclass. The only file that knows OmegaConf.
+
+The key `run:` of a file names its schema in RUNS; every other key must exist in that schema, and a misspelt one is
+refused with the nearest known name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from livetalk.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class TeacherSampling:
+    """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide)."""
+
+    steps: int = 50
+    text_scale: float = 2.0
+    audio_scale: float = 2.0
+    negative_prompt: str = ""
+    prefix: int = 4
+
+
+@dataclass(frozen=True)
+class CausalSampling:
+    """Few-step block-wise sampling: the timesteps the network is told, largest first, and the cache's positions."""
+
+    timesteps: tuple[float, ...] = (1000.0, 937.5, 2500 / 3, 625.0)
+    positions: str = "relative"
+
+
+@dataclass(frozen=True)
+class InferenceRun:
+    """`scripts/inference.sh`: one video from an image, a voice and a text."""
+
+    run: str = "inference"
+    model: str = "nano"
+    sampler: str = "teacher"
+    image: str = ""
+    audio: str = ""
+    prompt: str = ""
+    output: str = ""
+    seed: int = 0
+    duration: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
+    teacher: TeacherSampling = TeacherSampling()
+    causal: CausalSampling = CausalSampling()
+
+
+RUNS: dict[str, type] = {"inference": InferenceRun}
+ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}
+
+
+def load(path: str | Path | None = None, overrides: list[str] | None = None, run: str = "inference") -> Any:
+    """Reads a run config.
+
+    path: YAML file, or None for the defaults of schema `run`. overrides: `key=value` with dots for nested keys.
+    Raises ValueError, in one line with a remedy, for anything that is not a valid config.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    data = _read_yaml(path) if path is not None else {}
+    name = data.get("run", run)
+    if name not in RUNS:
+        raise ValueError(f"{path}: run: {name!r} is not known{_hint(str(name), RUNS)}")
+    schema = RUNS[name]
+    data = {ALIASES.get(key, key): value for key, value in data.items()}
+    _check_keys(data, schema, str(path))
+    try:
+        changes = [_override(item, schema) for item in overrides or []]
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), data, *changes))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{error.full_key or path}: {reason}") from error
+
+
+def _read_yaml(path: str | Path) -> dict:
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config {path} is not a file: name one of configs/*.yaml")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"config {path} is empty or not a mapping: it needs at least `run: NAME`")
+    return data
+
+
+def _override(item: str, schema: type) -> dict:
+    """`a.b=value` as the nested mapping it stands for. Texts stay as typed: YAML would turn `off` into False."""
+    import yaml
+
+    key, equals, text = item.partition("=")
+    key = ALIASES.get(key.strip(), key.strip())
+    if not equals or not key:
+        raise ValueError(f"argument {item!r} is not key=value: write for example seed=1")
+    if _leaf_type(key, schema) is str:
+        value: Any = text.replace("${", "\\${")
+    else:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key}={text!r} cannot be read: {str(error).splitlines()[0]}") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _check_keys(data: dict, schema: type, where: str) -> None:
+    types = get_type_hints(schema)
+    for key, value in data.items():
+        if key not in types:
+            raise ValueError(f"{where}: unknown key {key!r}{_hint(str(key), types)}")
+        if is_dataclass(types[key]) and isinstance(value, dict):
+            _check_keys(value, types[key], f"{where}: {key}")
+
+
+def _leaf_type(path: str, schema: type) -> Any:
+    head, _, rest = path.partition(".")
+    types = get_type_hints(schema)
+    if head not in types:
+        raise ValueError(f"unknown key {head!r}{_hint(head, {*types, *ALIASES})}")
+    if not rest:
+        return types[head]
+    if not is_dataclass(types[head]):
+        raise ValueError(f"key {path!r}: {head!r} has no parts")
+    return _leaf_type(rest, types[head])
+
+
+def _hint(word: str, known: Any) -> str:
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f": known are {', '.join(sorted(known))}"
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a config under its dotted name, for logs and JSON."""
+    out: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        name = prefix + entry.name
+        out.update(flat(value, name + ".") if is_dataclass(value) else {name: value})
+    return out

@@ -1,0 +1,75 @@
+"""The noise schedule and the algebra of flow matching, as pure functions.
+
+A sample at noise level sigma in [0, 1] is x_t = (1 - sigma) x0 + sigma noise; the network predicts the flow
+v = noise - x0 (Lipman et al., arXiv:2210.02747). The timestep a network is told is t = 1000 sigma.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SHIFT = 5.0
+LEVELS = 1000
+
+
+def shift_sigma(sigma: Tensor, shift: float = SHIFT) -> Tensor:
+    """Moves noise levels towards the noisy end: s sigma / (1 + (s - 1) sigma) (Esser et al., arXiv:2403.03206)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def shifted_sigmas(steps: int, shift: float = SHIFT) -> Tensor:
+    """[steps] float64 noise levels from 1 downwards; the level after the last is 0."""
+    if steps < 1:
+        raise ValueError(f"{steps} sampling steps: at least 1 is needed")
+    return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1], shift)
+
+
+def training_weights(levels: int = LEVELS) -> Tensor:
+    """[levels] float64 loss weights over the shifted levels: a bell around t = 500, lowered to 0, mean 1."""
+    t = LEVELS * shifted_sigmas(levels)
+    bell = torch.exp(-2 * ((t - LEVELS / 2) / LEVELS) ** 2)
+    bell = bell - bell.min()
+    return bell * (levels / bell.sum())
+
+
+def sigma_of(timestep: Tensor | float) -> Tensor:
+    """Noise level of a timestep in [0, 1000]."""
+    return torch.as_tensor(timestep, dtype=torch.float64) / LEVELS
+
+
+def expand(sigma: Tensor, like: Tensor) -> Tensor:
+    """Shapes levels [], [B] or [B, F] for broadcasting against latents [B, C, F, H, W], in float64."""
+    sigma = sigma.to(device=like.device, dtype=torch.float64)
+    if sigma.ndim == 2:
+        return sigma[:, None, :, None, None]
+    return sigma.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_t of clean latents and noise [B, C, F, H, W] at levels sigma [], [B] or [B, F]."""
+    level = expand(sigma, x0)
+    return ((1 - level) * x0 + level * noise).to(x0.dtype)
+
+
+def flow_target(x0: Tensor, noise: Tensor) -> Tensor:
+    return noise - x0
+
+
+def x0_from_flow(xt: Tensor, flow: Tensor, sigma: Tensor) -> Tensor:
+    """Clean prediction x_t - sigma v, computed in float64."""
+    return (xt.double() - expand(sigma, xt) * flow.double()).to(xt.dtype)
+
+
+def flow_from_x0(xt: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """Flow (x_t - x0) / sigma, computed in float64; sigma must not be 0."""
+    return ((xt.double() - x0.double()) / expand(sigma, xt)).to(xt.dtype)
+
+
+def guide(null: Tensor, text: Tensor, full: Tensor, text_scale: float, audio_scale: float) -> Tensor:
+    """Classifier-free guidance on text and on audio: null + s_text (text - null) + s_audio (full - text).
+
+    null has the negative prompt and no audio, text the prompt and no audio, full both. Scale 1 and 1 is the plain
+    conditional prediction `full`. Linear, so it serves flows and clean predictions alike.
+    """
+    return null + text_scale * (text - null) + audio_scale * (full - text)

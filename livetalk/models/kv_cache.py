@@ -1,0 +1,180 @@
+"""The block-wise key-value cache with anchor-heavy identity sinks (AHIS).
+
+The window holds `window` latent frames: the first `anchors` frames of the session stay for ever, the others are a
+ring of the latest ones, the current block included. Memory is allocated once and never moved: frame f lives in slot f
+while f < anchors, else in slot anchors + (f - anchors) mod (window - anchors). Attention does not care about the
+order of keys, so slot order serves as well as time order.
+
+Positions. "absolute": keys are kept rotated at their index in the session, as published. "relative": keys are kept
+un-rotated and turned to their rank inside the window at every pass, so positions stay in [0, window) and a session
+never ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from livetalk.models.attention import Grid, View, attention
+from livetalk.models.rope import rope_table, rotate
+
+POSITIONS = ("absolute", "relative")
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Sizes in latent frames. journal: how many blocks can be rewound (each costs one block's keys and values)."""
+
+    window: int = 15
+    anchors: int = 9
+    block: int = 3
+    positions: str = "relative"
+    journal: int = 0
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions {self.positions!r}: choose one of {', '.join(POSITIONS)}")
+        if min(self.block, self.window) < 1 or min(self.anchors, self.journal) < 0:
+            raise ValueError(f"{self}: sizes must be positive")
+        if self.anchors + self.block > self.window:
+            raise ValueError(
+                f"a window of {self.window} latent frames cannot hold {self.anchors} anchors and a block of "
+                f"{self.block}: make the window at least {self.anchors + self.block}"
+            )
+
+    @property
+    def ring(self) -> int:
+        return self.window - self.anchors
+
+    def slot(self, frame: int) -> int:
+        return frame if frame < self.anchors else self.anchors + (frame - self.anchors) % self.ring
+
+
+class KVCache:
+    """Keys and values [layers, B, window * tokens, heads, d] of one session, and the host-side arithmetic around them.
+
+    Used as an attend object: call `advance(frames)` when a block begins, then run any number of passes over it (each
+    overwrites the block's own slots), then advance again.
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        rows: int,
+        columns: int,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config
+        self.rows, self.columns = rows, columns
+        self.tokens = rows * columns
+        shape = (layers, batch, config.window * self.tokens, heads, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        saved = (config.journal, 2, layers, batch, config.block * self.tokens, heads, head_dim)
+        self._journal = torch.zeros(saved, dtype=dtype, device=device)
+        self._ranks = rope_table(torch.arange(config.window, device=device), rows, columns, head_dim)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything; the memory stays. seen: latent frames begun so far, blocks: blocks begun so far."""
+        self.seen = 0
+        self.blocks = 0
+        self._starts: deque[int] = deque(maxlen=self.config.journal + 1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    def advance(self, frames: int | None = None) -> None:
+        """Begins the next block of `frames` latent frames (default and at most the configured block)."""
+        frames = self.config.block if frames is None else frames
+        if not 1 <= frames <= self.config.block:
+            raise ValueError(f"a block of {frames} latent frames: the cache was built for at most {self.config.block}")
+        self._starts.append(self.seen)
+        self.seen += frames
+        self.blocks += 1
+        if self.config.journal:
+            index = self._slots(self._starts[-1], self.seen)
+            entry = self._journal[(self.blocks - 1) % self.config.journal]
+            entry[0][:, :, : len(index)] = self.keys[:, :, index]
+            entry[1][:, :, : len(index)] = self.values[:, :, index]
+
+    def rewind(self, blocks: int = 1) -> None:
+        """Undoes the last `blocks` advances and all passes over them. Raises ValueError beyond the journal."""
+        held = min(self.blocks, self.config.journal, len(self._starts))
+        if not 0 <= blocks <= held:
+            raise ValueError(f"cannot rewind {blocks} blocks: the journal holds {held}")
+        for _ in range(blocks):
+            entry = self._journal[(self.blocks - 1) % self.config.journal]
+            start = self._starts.pop()
+            index = self._slots(start, self.seen)
+            self.keys[:, :, index] = entry[0][:, :, : len(index)]
+            self.values[:, :, index] = entry[1][:, :, : len(index)]
+            self.seen = start
+            self.blocks -= 1
+
+    def open(self, grid: Grid, head_dim: int, device: torch.device) -> View:
+        start = self._starts[-1] if self._starts else -1
+        assert (grid.first, grid.frames) == (start, self.seen - start), (
+            f"pass over latent frames {grid.first}+{grid.frames}, but the cache is at {start}+{self.seen - start}: "
+            "call advance() when a block begins"
+        )
+        assert (grid.rows, grid.columns) == (self.rows, self.columns)
+        if self.config.positions == "absolute":
+            frames = torch.arange(start, self.seen, device=device)
+            return self._view(rope_table(frames, self.rows, self.columns, head_dim), None)
+        past = self._ranks.unflatten(0, (self.config.window, -1))
+        last = min(self.seen, self.config.window)
+        query = past[last - grid.frames : last].flatten(0, 1)
+        return self._view(query, self._slot_table(past))
+
+    def _slot_table(self, ranks: Tensor) -> Tensor:
+        """Rotations of every slot in use: anchors keep their rank, the ring's ranks follow age."""
+        config = self.config
+        if self.seen <= config.window:
+            return ranks[: self.seen].flatten(0, 1)
+        oldest = (self.seen - config.ring - config.anchors) % config.ring
+        ring = ranks[config.anchors :].roll(oldest, dims=0)
+        return torch.cat([ranks[: config.anchors], ring]).flatten(0, 1)
+
+    def _view(self, own: Tensor, slots: Tensor | None) -> View:
+        """own: rotations of the current block; slots: of every slot in use, or None when keys are kept rotated."""
+        current = self._slots(self._starts[-1], self.seen)
+        used = min(self.seen, self.config.window) * self.tokens
+
+        def view(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, turned = rotate(q, own), rotate(k, own)
+            if torch.is_grad_enabled() and k.requires_grad:
+                return self._graded(layer, q, turned, v, current, used, slots)
+            self.keys[layer].index_copy_(1, current, (turned if slots is None else k).to(self.keys.dtype))
+            self.values[layer].index_copy_(1, current, v.to(self.values.dtype))
+            keys, values = self.keys[layer, :, :used], self.values[layer, :, :used]
+            return attention(q, keys if slots is None else rotate(keys, slots), values)
+
+        return view
+
+    def _graded(self, layer, q, turned, v, current, used, slots) -> Tensor:
+        """The pass that carries gradient: the past is copied, so nothing autograd keeps is overwritten later."""
+        other = torch.ones(used, dtype=torch.bool, device=q.device)
+        other[current] = False
+        past = other.nonzero().squeeze(1)
+        keys = self.keys[layer].index_select(1, past)
+        if slots is not None:
+            keys = rotate(keys, slots[past])
+        values = self.values[layer].index_select(1, past)
+        return attention(q, torch.cat([keys.to(turned.dtype), turned], 1), torch.cat([values.to(v.dtype), v], 1))
+
+    def _slots(self, start: int, stop: int) -> Tensor:
+        """Token indices of the slots of latent frames start .. stop-1."""
+        slots = torch.tensor([self.config.slot(frame) for frame in range(start, stop)])
+        index = slots[:, None] * self.tokens + torch.arange(self.tokens)
+        return index.flatten().to(self.device)

@@ -1,0 +1,63 @@
+"""The causal student: denoise one block, roll out blocks. Training, streaming and the pipeline all run this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from livetalk import flow
+from livetalk.conditions import Conditions
+from livetalk.models.dit import WanDiT
+from livetalk.models.kv_cache import KVCache
+
+Noise = Callable[[tuple[int, ...]], Tensor]
+CLEAN = 0.0
+
+
+def gaussian(generator: torch.Generator, dtype: torch.dtype, device: torch.device | str) -> Noise:
+    """Standard normal tensors drawn one after another from `generator`, whose device decides the numbers."""
+    return lambda shape: torch.randn(shape, generator=generator, device=generator.device).to(device, dtype)
+
+
+def pin(latents: Tensor, conditions: Conditions) -> Tensor:
+    """Latent frame 0 of a clip is the reference image's: overwritten before every pass and in the result."""
+    if conditions.first or conditions.reference is None:
+        return latents
+    return torch.cat([conditions.reference.to(latents), latents[:, :, 1:]], dim=2)
+
+
+def denoise_block(
+    dit: WanDiT, conditions: Conditions, frames: int, timesteps: Sequence[float], cache: KVCache, noise: Noise
+) -> Tensor:
+    """Generates the next block: clean latents [B, 16, frames, h, w], its keys and values left in the cache.
+
+    For each timestep: predict x0, then noise it freshly to the next level. One more pass at t = 0 over the clean block
+    writes what later blocks see.
+    """
+    levels = [float(t) for t in timesteps]
+    prepared = dit.prepare(conditions, frames, [*levels, CLEAN])
+    cache.advance(frames)
+    shape = (conditions.text.shape[0], dit.config.out_channels, frames, 2 * cache.rows, 2 * cache.columns)
+    x = noise(shape)
+    for index, level in enumerate(levels):
+        x = pin(x, conditions)
+        x0 = flow.x0_from_flow(x, dit(x, level, prepared, cache), flow.sigma_of(level))
+        if index + 1 < len(levels):
+            x = flow.add_noise(x0, noise(shape), flow.sigma_of(levels[index + 1]))
+    x0 = pin(x0, conditions)
+    dit(x0, CLEAN, prepared, cache)
+    return x0
+
+
+def rollout(
+    dit: WanDiT, conditions: Conditions, latents: int, timesteps: Sequence[float], cache: KVCache, noise: Noise
+) -> Iterator[Tensor]:
+    """Yields the blocks of a clip of `latents` latent frames, a whole number of blocks; the cache starts anew."""
+    block = cache.config.block
+    if latents % block:
+        raise ValueError(f"{latents} latent frames are not a whole number of blocks of {block}: pad with silence")
+    cache.reset()
+    for start in range(0, latents, block):
+        yield denoise_block(dit, conditions.block(start, block), block, timesteps, cache, noise)

@@ -1,0 +1,50 @@
+"""Losses as pure functions on latents [B, C, F, h, w]; noise levels are arguments, never looked up.
+
+Latent frame 0 of a clip is the reference image: it stays in the DMD mean and is left out of the critic's flow loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from livetalk import flow
+
+
+def flow_loss(predicted: Tensor, x0: Tensor, noise: Tensor, weight: Tensor | None = None, skip: Tensor | None = None):
+    """Weighted mean squared error of the flow. weight: [B]; skip: [B, F] boolean, latent frames left out."""
+    error = (predicted.float() - flow.flow_target(x0, noise).float()).square().mean(dim=(1, 3, 4))
+    if weight is not None:
+        error = error * weight[:, None].to(error)
+    if skip is None:
+        return error.mean()
+    kept = (~skip).to(error)
+    return (error * kept).sum() / kept.sum()
+
+
+def dmd_gradient(generated: Tensor, fake_x0: Tensor, real_x0: Tensor) -> Tensor:
+    """Distribution-matching gradient (Yin et al., arXiv:2405.14867, eq. 7-8), NaN set to 0.
+
+    generated, fake_x0 (critic), real_x0 (guided teacher): any [B, ...]; normalised a sample by the mean distance
+    between the sample and the teacher's prediction.
+    """
+    scale = (generated - real_x0).abs().flatten(1).mean(1).reshape(-1, *[1] * (generated.ndim - 1))
+    return torch.nan_to_num((fake_x0 - real_x0) / scale, nan=0.0)
+
+
+def dmd_loss(generated: Tensor, gradient: Tensor) -> Tensor:
+    """0.5 mean (x - stopgrad(x - g))^2 in float64: its gradient with respect to x is g / number of elements."""
+    target = (generated.double() - gradient.double()).detach()
+    return 0.5 * (generated.double() - target).square().mean()
+
+
+def critic_input(generated: Tensor, noise: Tensor, sigma: Tensor, reference: Tensor) -> Tensor:
+    """Generated latents noised to `sigma` [B] or [B, F], latent frame 0 replaced by the reference [B, C, 1, h, w]."""
+    noisy = flow.add_noise(generated, noise, sigma)
+    return torch.cat([reference.to(noisy), noisy[:, :, 1:]], dim=2)
+
+
+def critic_flow_loss(fake_x0: Tensor, noisy: Tensor, generated: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Mean squared error between the critic's flow, from its clean prediction, and noise - generated; frames 1 on."""
+    predicted = flow.flow_from_x0(noisy, fake_x0, sigma)
+    return (predicted[:, :, 1:].double() - flow.flow_target(generated, noise)[:, :, 1:].double()).square().mean()
