@@ -31,12 +31,15 @@ class Conditions:
 
     text: [B, L, text_dim], padding positions zero. reference: [B, 16, 1, h, w] standardised latent of the image, or
     None for a plain text-to-video network. audio: [B, F, 4C] grouped features, or None for a network without audio.
+    prefix: latent frames at the start of the clip that are given clean: 1, the image itself, or more where a window
+    continues an earlier one.
     """
 
     text: Tensor
     reference: Tensor | None = None
     audio: Tensor | None = None
     first: int = 0
+    prefix: int = 1
 
     def block(self, start: int, count: int) -> Conditions:
         """The `count` latent frames from index `start` of the clip on."""
@@ -59,8 +62,8 @@ class Conditions:
         return replace(self.without_audio(), text=text.expand_as(self.text).to(self.text))
 
     def mask(self, frames: int, device: torch.device | None = None) -> Tensor:
-        """[frames] the mask channel: 0 on latent frame 0, which shows the reference image, 1 elsewhere."""
-        return (torch.arange(self.first, self.first + frames, device=device) > 0).float()
+        """[frames] the mask channel: 0 on the latent frames that are given clean, 1 elsewhere."""
+        return (torch.arange(self.first, self.first + frames, device=device) >= self.prefix).float()
 
     def map(self, change) -> Conditions:
         """Applies a tensor function (a move, a cast, an index over the batch) to every tensor."""

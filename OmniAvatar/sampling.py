@@ -1,0 +1,139 @@
+"""Many-step sampling of the bidirectional teacher, guided on text and on audio, in windows for long sound.
+
+Shapes: B batch, F latent frames of a window, h w latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from livetalk import flow
+from livetalk.conditions import Conditions
+from livetalk.models.attention import Attend, FullAttention
+from livetalk.models.dit import WanDiT
+
+Noise = Callable[[tuple[int, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Scales of flow.guide; 1 and 1 is the plain conditional prediction."""
+
+    text: float = 1.0
+    audio: float = 1.0
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """What the null, the text-only and the full prediction count in the guided one; they add up to 1."""
+        return 1 - self.text, self.text - self.audio, self.audio
+
+
+class GuidedFlow:
+    """The guided flow of one window, callable as (x, t). Predictions whose weight is 0 are not computed."""
+
+    def __init__(
+        self,
+        dit: WanDiT,
+        conditions: Conditions,
+        null_text: Tensor,
+        frames: int,
+        guidance: Guidance,
+        levels: list[float],
+        attend: Attend | None = None,
+    ) -> None:
+        sides = (conditions.null(null_text), conditions.without_audio(), conditions)
+        self.terms = [
+            (weight, dit.prepare(side, frames, levels))
+            for weight, side in zip(guidance.weights, sides, strict=True)
+            if weight != 0
+        ]
+        self.dit, self.attend = dit, attend or FullAttention()
+
+    def __call__(self, x: Tensor, level: float) -> Tensor:
+        return sum(weight * self.dit(x, level, prepared, self.attend) for weight, prepared in self.terms)
+
+
+def pin(x: Tensor, given: Tensor) -> Tensor:
+    """Overwrites the first latent frames with the ones that are given clean [B, 16, 1.., h, w]."""
+    return torch.cat([given.to(x), x[:, :, given.shape[2] :]], dim=2)
+
+
+@torch.no_grad()
+def sample(
+    dit: WanDiT,
+    conditions: Conditions,
+    null_text: Tensor,
+    noise: Tensor,
+    *,
+    steps: int = 50,
+    guidance: Guidance = Guidance(),
+    given: Tensor | None = None,
+    visit: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Integrates the guided flow from `noise` [B, 16, F, h, w] to clean latents by Euler steps over the shifted levels.
+
+    given: clean latents at the window's start (default: the reference image's latent). visit: called with the number
+    and state of each step before it is taken, and once with (steps, result).
+    """
+    frames = noise.shape[2]
+    given = conditions.reference if given is None else given
+    conditions = replace(conditions, first=0, prefix=given.shape[2])
+    sigmas = [*flow.shifted_sigmas(steps).tolist(), 0.0]
+    levels = [1000 * sigma for sigma in sigmas[:-1]]
+    guided = GuidedFlow(dit, conditions, null_text, frames, guidance, levels)
+    x = noise
+    for step, level in enumerate(levels):
+        x = pin(x, given)
+        if visit:
+            visit(step, x)
+        x = x + (sigmas[step + 1] - sigmas[step]) * guided(x, level).to(x.dtype)
+    x = pin(x, given)
+    if visit:
+        visit(steps, x)
+    return x
+
+
+def windows(latents: int, window: int, prefix: int) -> list[int]:
+    """Starts of the windows that cover `latents` latent frames, each keeping the last `prefix` of the one before."""
+    if not 1 <= prefix < window:
+        raise ValueError(f"a window of {window} latent frames cannot keep {prefix} of the one before")
+    starts = [0]
+    while starts[-1] + window < latents:
+        starts.append(starts[-1] + window - prefix)
+    return starts
+
+
+def sample_clip(
+    dit: WanDiT,
+    conditions: Conditions,
+    null_text: Tensor,
+    noise: Noise,
+    shape: tuple[int, int],
+    *,
+    window: int = 21,
+    prefix: int = 4,
+    steps: int = 50,
+    guidance: Guidance = Guidance(),
+    visit: Callable[[int, Tensor], None] | None = None,
+) -> Iterator[Tensor]:
+    """Yields the new latents of window after window: `window` of them, then `window - prefix` each.
+
+    conditions cover a whole number of windows (`covered`); shape: latent height and width.
+    """
+    latents = conditions.audio.shape[1]
+    given, batch = conditions.reference, conditions.text.shape[0]
+    for start in windows(latents, window, prefix):
+        part = conditions.block(start, window)
+        x = noise((batch, dit.config.out_channels, window, *shape))
+        x = sample(dit, part, null_text, x, steps=steps, guidance=guidance, given=given, visit=visit)
+        yield x if start == 0 else x[:, :, prefix:]
+        given = x[:, :, -prefix:]
+
+
+def covered(latents: int, window: int, prefix: int) -> int:
+    """Latent frames of the whole windows that cover `latents`: pad the sound to these with silence."""
+    return windows(latents, window, prefix)[-1] + window

@@ -1,0 +1,130 @@
+"""What every command shares: arguments, help, exit codes, progress bars. A script adds what the command does.
+
+Exit status: 0 done; 2 the user's mistake, said in one line on stderr with the remedy; 1 ours, with a traceback;
+130 and 143 stopped by Ctrl-C and by SIGTERM, after cleaning up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from livetalk import config
+
+OPTIONS = ("--config", "--dry-run", "--help")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument mistakes become ValueError, so that they end in one line like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows the usage")
+
+
+def run_command(
+    name: str,
+    about: str,
+    act: Callable[[Any, bool], None],
+    arguments: Sequence[str] | None = None,
+    help_keys: str = "",
+) -> int:
+    """Runs `bash scripts/NAME.sh [--config FILE] [--dry-run] [--help] [key=value ...]`; returns the exit status.
+
+    act is called with the loaded config of schema `name` and whether it is a dry run. about: the first line of the
+    help; help_keys: a few lines on the keys that matter.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options = _parse(name, about, help_keys, sys.argv[1:] if arguments is None else list(arguments))
+        if options is not None:
+            act(config.load(options.config, options.overrides, run=name), options.dry_run)
+        sys.stdout.flush()
+        return 0
+    except ValueError as error:
+        logging.getLogger(__name__).debug("the mistake in full", exc_info=error)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: stopped, nothing was left behind", file=sys.stderr)
+        return 130
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _parse(name: str, about: str, help_keys: str, arguments: list[str]) -> argparse.Namespace | None:
+    for argument in arguments:
+        word, equals, value = argument.partition("=")
+        if equals and not value:
+            raise ValueError(f"{word}= has no value: give one, or leave it out for the default")
+        if word.startswith("-") and word not in (*OPTIONS, "-h"):
+            near = get_close_matches(word, OPTIONS, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"settings are written {word.lstrip('-')}=VALUE, without dashes"
+            raise ValueError(f"unknown option {word}: {remedy}")
+    parser = _Parser(prog=f"scripts/{name}.sh", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args(arguments)
+    if not options.help:
+        return options
+    print(_help(name, about, help_keys))
+    return None
+
+
+def _help(name: str, about: str, help_keys: str) -> str:
+    lines = [
+        about,
+        "",
+        f"usage: bash scripts/{name}.sh [--config FILE] [--dry-run] [--help] [key=value ...]",
+        "",
+        "  --config FILE  a YAML file of settings, see configs/; key=value on the command line wins over it",
+        "  --dry-run      builds everything without memory or weights and says how much memory a run takes",
+    ]
+    if help_keys:
+        lines += ["", *(f"  {line}" for line in help_keys.strip().splitlines())]
+    lines += ["", "all keys and their defaults:"]
+    lines += [f"  {key}={_shown(value)}" for key, value in config.flat(config.RUNS[name]()).items() if key != "run"]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
+
+
+class Bars:
+    """Progress bars on stderr, one a stage, as a callable (stage, done, total)."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage not in self._bars:
+            layout = "{desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+            bar = tqdm(desc=f"{stage:<10}", total=total, bar_format=layout, file=sys.stderr, mininterval=0.2)
+            self._bars[stage] = self._stack.enter_context(bar)
+        bar = self._bars[stage]
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.refresh()

@@ -1,0 +1,350 @@
+"""Speech with exact phoneme times, from three engines behind one interface.
+
+`Speaker("espeak")` drives libespeak-ng through ctypes (about a thousand times faster than real time, many voices);
+`Speaker("flite")` runs the flite program, a second synthesiser kept for testing; `Speaker("tone")` needs nothing and
+makes formant-like sounds letter by letter, for tests and debug runs. Saying the same words with the same settings
+gives the same samples, whatever was said before and in whichever process. espeak-ng is not thread safe: use processes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+import wave
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+from shutil import which
+from typing import NamedTuple
+
+import numpy as np
+
+from livetalk.geometry import SAMPLE_RATE
+
+ENGINES = ("espeak", "flite", "tone")
+VOICE_SPLITS = ("train", "dev", "test")
+
+
+class Phone(NamedTuple):
+    """One sound: start and end in seconds, name in IPA (with stress marks where the engine gives them)."""
+
+    start: float
+    end: float
+    ipa: str
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker of one engine: `name` as the engine knows it, `pitch` 0-99 with 50 as the voice's own."""
+
+    name: str
+    pitch: int = 50
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Sound of one text.
+
+    pcm: float32 [samples] at 16 kHz, within [-1, 1]; phones: in order, without overlap, gaps are silence;
+    words: (start in seconds, word), empty where the engine does not tell.
+    """
+
+    pcm: np.ndarray
+    phones: tuple[Phone, ...]
+    words: tuple[tuple[float, str], ...] = ()
+
+
+class Speaker:
+    """One engine, loaded at the first word it says.
+
+    Raises ValueError for an unknown engine or voice, and when the engine is not installed.
+    """
+
+    def __init__(self, engine: str = "espeak"):
+        if engine not in ENGINES:
+            raise ValueError(f"unknown speech engine {engine!r}: choose one of {', '.join(ENGINES)}")
+        self.engine = engine
+        self._say = {"espeak": _espeak_say, "flite": _flite_say, "tone": _tone_say}[engine]
+
+    def voices(self, split: str) -> tuple[Voice, ...]:
+        """The voices of a split; timbres (espeak variants, flite voices) of different splits differ."""
+        return voices(self.engine, split)
+
+    def say(self, text: str, voice: Voice, rate: float = 160.0) -> Utterance:
+        """Speak `text` at `rate` words a minute."""
+        if not text.strip():
+            raise ValueError("there is nothing to say: the text is empty")
+        return self._say(text, voice, float(rate))
+
+
+# --- voices ------------------------------------------------------------------------------------------------------
+
+_ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+_ESPEAK_VARIANTS = {
+    "train": (
+        *("f1", "f3", "f5", "m1", "m2", "m4", "m6", "m7", "m8", "Alex", "Andrea", "Andy", "Annie", "AnxiousAndy"),
+        *("Denis", "Diogo", "Gene", "Henrique", "Hugo", "Lee", "Mario", "Michael", "Mike", "Nguyen", "Reed", "Storm"),
+        *("adam", "anika", "announcer", "antonio", "benjamin", "boris", "caleb", "croak", "ed", "edward", "grandma"),
+        *("grandpa", "gustave", "ian", "iven", "iven3", "john", "kaukovalta", "klatt2", "klatt4", "marcelo", "max"),
+        *("michel", "miguel", "pablo", "paul", "pedro", "shelby", "steph", "steph2"),
+    ),
+    "dev": ("f2", "m3", "belinda", "victor", "quincy", "sandro", "david"),
+    "test": ("f4", "m5", "linda", "zac", "travis", "rob", "robert", "aunty", "norbert"),
+}
+_FLITE_VOICES = {"train": ("kal16",), "dev": ("rms",), "test": ("slt", "awb")}
+_TONE_VOICES = {"train": ("low", "high", "wide"), "dev": ("mid",), "test": ("narrow",)}
+_PITCHES = (35, 50, 65)
+
+
+@lru_cache(maxsize=None)
+def voices(engine: str, split: str) -> tuple[Voice, ...]:
+    """Voices of `engine` for "train", "dev" or "test", in a fixed order."""
+    if engine not in ENGINES:
+        raise ValueError(f"unknown speech engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    if split not in VOICE_SPLITS:
+        raise ValueError(f"unknown voice split {split!r}: choose one of {', '.join(VOICE_SPLITS)}")
+    if engine == "espeak":
+        names = [f"{accent}+{variant}" for variant in _ESPEAK_VARIANTS[split] for accent in _ACCENTS]
+    else:
+        names = (_FLITE_VOICES if engine == "flite" else _TONE_VOICES)[split]
+    return tuple(Voice(name, pitch) for name in names for pitch in _PITCHES)
+
+
+# --- espeak-ng ---------------------------------------------------------------------------------------------------
+
+_SYNCHRONOUS = 2
+_PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 1, 2, 0x8000
+_RATE, _PITCH = 1, 3
+_UTF8 = 1
+_WORD_EVENT, _PHONEME_EVENT = 1, 7
+_VOICELESS_STOPS = ("p", "t", "k", "tʃ")
+_LONGEST_CLOSURE = 0.07
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+class _Espeak:
+    """One loading of libespeak-ng. Its oscillators and noise keep running from call to call, so a library that has
+    spoken before gives other samples: every utterance takes a fresh one (0.3 ms)."""
+
+    def __init__(self):
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise ValueError("speech needs the package espeakng-loader: pip install -e .[data]") from error
+        self.pcm: list[np.ndarray] = []
+        self.events: list[tuple[int, int, int, int, str]] = []
+        self._callback = _CALLBACK(self._receive)  # held: the library keeps only a pointer
+        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path().encode()
+        options = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
+        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data, options)
+        if self.rate <= 0:
+            raise ValueError("espeak-ng found no voice data: reinstall espeakng-loader")
+        self.library.espeak_SetSynthCallback(self._callback)
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+
+    def _receive(self, samples, count, events) -> int:
+        if samples and count > 0:
+            self.pcm.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        index = 0
+        while events[index].type:
+            event = events[index]
+            name = event.id.decode(errors="ignore") if event.type == _PHONEME_EVENT else ""
+            self.events.append((event.type, event.sample, event.text_position, event.length, name))
+            index += 1
+        return 0
+
+    def close(self) -> None:
+        import _ctypes
+
+        self.library.espeak_Terminate()
+        _ctypes.dlclose(self.library._handle)
+
+
+def _espeak_say(text: str, voice: Voice, rate: float) -> Utterance:
+    engine = _Espeak()
+    try:
+        if engine.library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {voice.name!r}: see livetalk.data.world.speech.voices")
+        engine.library.espeak_SetParameter(_RATE, round(rate), 0)
+        engine.library.espeak_SetParameter(_PITCH, int(voice.pitch), 0)
+        data = text.encode()
+        status = engine.library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, _UTF8, None, None)
+        assert status == 0, f"espeak_Synth returned {status}"
+        engine.library.espeak_Synchronize()
+    finally:
+        engine.close()
+    pcm = np.concatenate(engine.pcm).astype(np.float32) / 32768.0
+    return _espeak_utterance(text, pcm, engine.events, engine.rate)
+
+
+def _espeak_utterance(text: str, pcm: np.ndarray, events: list, rate: int) -> Utterance:
+    words = tuple((e[1] / rate, text[e[2] - 1 : e[2] - 1 + e[3]]) for e in events if e[0] == _WORD_EVENT)
+    marks = [(e[1], e[4]) for e in events if e[0] == _PHONEME_EVENT] + [(len(pcm), "")]
+    phones = [
+        Phone(start / rate, end / rate, name)
+        for (start, name), (end, _) in zip(marks, marks[1:])
+        if name.strip("ˈˌː") and end > start
+    ]
+    return Utterance(_resample(pcm, rate), tuple(_with_closures(phones, pcm, rate)), words)
+
+
+def _with_closures(phones: list[Phone], pcm: np.ndarray, rate: int) -> list[Phone]:
+    """Moves the start of voiceless stops to the start of their closure.
+
+    espeak-ng marks these at the burst and counts the silence before it, 30-50 ms, to the sound before; the lips are
+    already closed then. The closure is where the level lies 20 dB under the earlier sound's loudest.
+    """
+    hop = round(0.005 * rate)
+    level = np.sqrt(np.mean(pcm[: len(pcm) // hop * hop].reshape(-1, hop) ** 2, axis=1))
+    fixed: list[Phone] = []
+    for phone in phones:
+        if phone.ipa.strip("ˈˌ").startswith(_VOICELESS_STOPS) and fixed:
+            before = fixed[-1]
+            touching = phone.start - before.end < 0.005
+            room = min(_LONGEST_CLOSURE, 0.5 * (before.end - before.start) if touching else phone.start - before.end)
+            first, last = round(before.start * rate) // hop, round(phone.start * rate) // hop
+            loud = np.flatnonzero(level[first:last] > 0.1 * level[first:last].max(initial=0.0))
+            closure = (last - first - 1 - (loud[-1] if touching and len(loud) else -1)) * hop / rate
+            start = float(phone.start - min(max(closure, 0.03), room))
+            if touching:
+                fixed[-1] = before._replace(end=start)
+            phone = phone._replace(start=start)
+        fixed.append(phone)
+    return fixed
+
+
+def _resample(pcm: np.ndarray, rate: int) -> np.ndarray:
+    if rate == SAMPLE_RATE:
+        return pcm
+    from scipy.signal import resample_poly
+
+    common = gcd(rate, SAMPLE_RATE)
+    return np.clip(resample_poly(pcm, SAMPLE_RATE // common, rate // common), -1.0, 1.0).astype(np.float32)
+
+
+# --- flite -------------------------------------------------------------------------------------------------------
+
+_ARPABET = {
+    **{"aa": "ˈɑː", "ae": "ˈæ", "ah": "ˈʌ", "ao": "ˈɔː", "aw": "ˈaʊ", "ax": "ə", "ay": "ˈaɪ", "eh": "ˈɛ", "er": "ɜː"},
+    **{"ey": "ˈeɪ", "ih": "ɪ", "iy": "i", "ow": "ˈoʊ", "oy": "ˈɔɪ", "uh": "ʊ", "uw": "ˈuː", "axr": "ɚ", "ix": "ɪ"},
+    **{"b": "b", "ch": "tʃ", "d": "d", "dh": "ð", "dx": "ɾ", "f": "f", "g": "ɡ", "hh": "h", "jh": "dʒ", "k": "k"},
+    **{"l": "l", "m": "m", "n": "n", "ng": "ŋ", "p": "p", "r": "ɹ", "s": "s", "sh": "ʃ", "t": "t", "th": "θ"},
+    **{"v": "v", "w": "w", "y": "j", "z": "z", "zh": "ʒ", "el": "əl", "em": "əm", "en": "ən", "hv": "h"},
+}
+
+
+def _flite_say(text: str, voice: Voice, rate: float) -> Utterance:
+    program = which("flite")
+    if program is None:
+        raise ValueError("the second speech engine is not installed: apt-get install flite")
+    stretch, pitch = 160.0 / rate, {"slt": 170.0}.get(voice.name, 115.0) * 2 ** ((voice.pitch - 50) / 60)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        command = [program, "-voice", voice.name, "--setf", f"duration_stretch={stretch:.4f}"]
+        command += ["--setf", f"int_f0_target_mean={pitch:.1f}", "-psdur", "-t", text, "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not path.exists():
+            raise ValueError(f"flite could not speak with voice {voice.name!r}: {done.stderr.strip()}")
+        with wave.open(str(path)) as file:
+            rate_in = file.getframerate()
+            pcm = np.frombuffer(file.readframes(file.getnframes()), dtype=np.int16).astype(np.float32) / 32768.0
+    return Utterance(_resample(pcm, rate_in), _flite_phones(done.stdout))
+
+
+def _flite_phones(listing: str) -> tuple[Phone, ...]:
+    """Phones from the output of `flite -psdur`: "name:end" pairs, times in seconds, "pau" for silence.
+
+    flite tells no stress: full vowels count as stressed, reduced ones do not.
+    """
+    phones, start = [], 0.0
+    for item in listing.split():
+        name, _, end = item.rpartition(":")
+        if name != "pau":
+            phones.append(Phone(start, float(end), _ARPABET[name]))
+        start = float(end)
+    return tuple(phones)
+
+
+# --- tone --------------------------------------------------------------------------------------------------------
+
+_LETTERS = {
+    **{"th": "θ", "sh": "ʃ", "ch": "tʃ", "ng": "ŋ", "ee": "iː", "oo": "uː", "ou": "aʊ", "ow": "oʊ", "ai": "eɪ"},
+    **{"a": "æ", "b": "b", "c": "k", "d": "d", "e": "ɛ", "f": "f", "g": "ɡ", "h": "h", "i": "ɪ", "j": "dʒ", "k": "k"},
+    **{"l": "l", "m": "m", "n": "n", "o": "ɑː", "p": "p", "q": "k", "r": "ɹ", "s": "s", "t": "t", "u": "ʌ", "v": "v"},
+    **{"w": "w", "x": "s", "y": "i", "z": "z"},
+}
+# first two resonances in Hz of the vowels and voiced sounds
+_FORMANTS = {
+    **{"æ": (700, 1700), "ɛ": (550, 1850), "ɪ": (400, 2000), "iː": (290, 2300), "i": (320, 2200), "ɑː": (740, 1100)},
+    **{"ʌ": (620, 1200), "uː": (310, 870), "aʊ": (680, 1050), "oʊ": (480, 900), "eɪ": (450, 2100), "m": (250, 900)},
+    **{"n": (250, 1500), "ŋ": (250, 1900), "l": (360, 1100), "ɹ": (420, 1300), "w": (300, 700), "v": (220, 1100)},
+    **{"z": (220, 1600), "b": (180, 700), "d": (180, 1700), "ɡ": (180, 2000), "dʒ": (200, 1900)},
+}
+_HISS = {"s": 5500, "z": 5200, "ʃ": 3000, "tʃ": 3000, "dʒ": 2800, "f": 4200, "v": 3800, "θ": 4600, "h": 1500}
+_TONE_PITCH = {"low": 100.0, "high": 210.0, "wide": 150.0, "mid": 130.0, "narrow": 180.0}
+
+
+def _spell(word: str) -> list[str]:
+    phones, index = [], 0
+    while index < len(word):
+        size = 2 if word[index : index + 2] in _LETTERS else 1
+        letters = word[index : index + size]
+        if letters in _LETTERS:
+            phones.append(_LETTERS[letters])
+        index += size
+    return phones
+
+
+def _tone_say(text: str, voice: Voice, rate: float) -> Utterance:
+    if voice.name not in _TONE_PITCH:
+        raise ValueError(f"the tone engine has no voice {voice.name!r}: choose one of {', '.join(_TONE_PITCH)}")
+    phones: list[Phone] = []
+    words: list[tuple[float, str]] = []
+    now, slow = 0.0, 160.0 / rate
+    for word in text.lower().split():
+        words.append((now, word.strip(".,?!")))
+        stressed = len(word) < 4
+        for ipa in _spell(word):
+            vowel = ipa[0] in "æɛɪiɑʌuaoe"
+            end = now + slow * (0.12 if vowel else 0.08)
+            phones.append(Phone(now, end, "ˈ" + ipa if vowel and not stressed else ipa))
+            stressed, now = stressed or vowel, end
+        now += 0.25 * slow if word[-1] in ".,?!" else 0.0
+    pitch = _TONE_PITCH[voice.name] * 2 ** ((voice.pitch - 50) / 60)
+    pcm = np.zeros(round(max(now, 0.05) * SAMPLE_RATE), np.float32)
+    for phone in phones:
+        first, last = round(phone.start * SAMPLE_RATE), round(phone.end * SAMPLE_RATE)
+        pcm[first:last] = _tone(phone.ipa.lstrip("ˈ"), np.arange(first, last) / SAMPLE_RATE, pitch)
+    return Utterance(pcm, tuple(phones), tuple(words))
+
+
+def _tone(ipa: str, seconds: np.ndarray, pitch: float) -> np.ndarray:
+    sound = np.zeros(len(seconds))
+    if ipa in _FORMANTS:
+        harmonics = pitch * np.arange(1, int(3500 / pitch))
+        gains = sum(1.0 / (1.0 + ((harmonics - f) / 90.0) ** 2) for f in _FORMANTS[ipa])
+        voiced = np.sin(2 * np.pi * seconds[:, None] * harmonics) @ gains
+        sound += voiced * (0.25 if ipa in "mnŋlɹwbdɡdʒvz" else 1.0)
+    if ipa in _HISS:
+        noise = np.random.default_rng(round(seconds[0] * SAMPLE_RATE)).standard_normal(len(seconds))
+        sound += 0.3 * noise * np.sin(2 * np.pi * _HISS[ipa] * seconds)
+    edge = np.minimum(np.arange(len(sound)), np.arange(len(sound))[::-1]) / (0.008 * SAMPLE_RATE)
+    return (0.1 * sound * np.minimum(edge, 1.0)).astype(np.float32)

@@ -1,0 +1,91 @@
+"""Training the nano VAE on clips of the synthetic world, and measuring its latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from livetalk.models.vae import WanVAE
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """frames: clip length in training (4F - 3). kl: weight of the prior; edges: of the image gradients' error;
+    moving: extra weight of pixels that change over the clip (lips, eyes), relative to their mean change."""
+
+    frames: int = 17
+    kl: float = 1e-5
+    edges: float = 1.0
+    moving: float = 1.0
+
+
+def to_unit(frames: Tensor) -> Tensor:
+    """uint8 [B, T, H, W, 3] to float video [B, 3, T, H, W] in [-1, 1]."""
+    return rearrange(frames, "b t h w c -> b c t h w").float().div(127.5).sub(1)
+
+
+def reconstruction_error(video: Tensor, decoded: Tensor, moving: float) -> Tensor:
+    """Absolute plus squared error, pixels that move over the clip weighted up; means over everything."""
+    change = (video - video.mean(2, keepdim=True)).abs().mean((1, 2), keepdim=True)
+    weight = 1 + moving * (change / change.mean((3, 4), keepdim=True).clamp_min(1e-3)).clamp_max(8)
+    difference = decoded - video
+    return (weight * (difference.abs() + 2 * difference.square())).mean()
+
+
+def edge_error(video: Tensor, decoded: Tensor) -> Tensor:
+    """Mean absolute error of horizontal and vertical pixel differences: keeps lips and lids sharp."""
+    difference = decoded - video
+    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+
+
+class AutoencoderObjective:
+    """clips: uint8 [N, T, H, W, 3] on the training device."""
+
+    def __init__(self, vae: WanVAE, clips: Tensor, config: AutoencoderConfig) -> None:
+        self.vae, self.clips, self.config = vae, clips, config
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae}
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        video = self._sample(batch, generator)
+        mean, logvar = self.vae.posterior(video)
+        logvar = logvar.float().clamp(-20, 10)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        decoded = self.vae.decode_raw(mean + noise.to(mean) * (0.5 * logvar).exp().to(mean)).float()
+        kl = 0.5 * (mean.float().square() + logvar.exp() - 1 - logvar).mean()
+        error = reconstruction_error(video, decoded, self.config.moving)
+        edges = edge_error(video, decoded)
+        squared = F.mse_loss(decoded.clamp(-1, 1), video)
+        loss = error + self.config.edges * edges + self.config.kl * kl
+        return loss, {"psnr": psnr(squared.detach()), "kl": kl.detach(), "edges": edges.detach()}
+
+    def _sample(self, batch: int, generator: torch.Generator) -> Tensor:
+        clips, frames = self.clips.shape[:2]
+        chosen = torch.randint(clips, (batch,), generator=generator, device=self.clips.device)
+        start = torch.randint(frames - self.config.frames + 1, (batch,), generator=generator, device=self.clips.device)
+        index = start[:, None] + torch.arange(self.config.frames, device=self.clips.device)
+        video = to_unit(self.clips[chosen[:, None], index])
+        flip = torch.rand(batch, generator=generator, device=video.device) < 0.5
+        return torch.where(flip[:, None, None, None, None], video.flip(-1), video)
+
+
+def psnr(squared_error: Tensor) -> Tensor:
+    """dB of a mean squared error on [-1, 1]."""
+    return 10 * torch.log10(4 / squared_error.clamp_min(1e-10))
+
+
+@torch.no_grad()
+def latent_statistics(vae: WanVAE, clips: Tensor, chunk: int = 8) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each raw latent channel over uint8 clips [N, T, H, W, 3]."""
+    total, squares, count = 0.0, 0.0, 0
+    for part in clips.split(chunk):
+        mean, _ = vae.posterior(to_unit(part))
+        flat = rearrange(mean.double(), "b c f h w -> c (b f h w)")
+        total, squares, count = total + flat.sum(1), squares + flat.square().sum(1), count + flat.shape[1]
+    centre = total / count
+    return centre.tolist(), (squares / count - centre.square()).sqrt().tolist()

@@ -1,0 +1,58 @@
+"""Checkpoints of a run: written under a temporary name, renamed when whole, a marker written last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MARKER = "complete.json"
+
+
+@dataclass(frozen=True)
+class State:
+    step: int
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimiser: dict
+
+
+def save(folder: Path, state: State, settings: dict, keep: int) -> Path:
+    """Writes folder/step-NNNNNNN and removes all but the newest `keep` whole checkpoints."""
+    final = folder / f"step-{state.step:07d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, tensors in (("weights", state.weights), ("ema", state.ema)):
+        save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, partial / f"{name}.safetensors")
+    torch.save(state.optimiser, partial / "optimiser.pt")
+    (partial / MARKER).write_text(json.dumps({"step": state.step, "settings": settings}, indent=1))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    for old in whole(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def whole(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in Path(folder).glob(f"step-*/{MARKER}"))
+
+
+def load_latest(folder: Path, device: torch.device) -> State | None:
+    found = whole(folder)
+    if not found:
+        return None
+    path = found[-1]
+    return State(
+        step=json.loads((path / MARKER).read_text())["step"],
+        weights=load_file(path / "weights.safetensors", device=str(device)),
+        ema=load_file(path / "ema.safetensors", device=str(device)),
+        optimiser=torch.load(path / "optimiser.pt", map_location=device, weights_only=True),
+    )

@@ -1,0 +1,167 @@
+"""One training loop for every objective.
+
+An objective names its trained modules and turns (step, generator) into a loss. Batches and noise are functions of the
+run's seed and the step alone, so a resumed run repeats an uninterrupted one and no random state has to be saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from livetalk.training import checkpoint
+from livetalk.training.ema import EMA
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """steps: length of the whole schedule; until: step to stop at, for training in slices (0: the end).
+
+    ema: decay of the averaged weights, 0 for none; precision: "bf16" (autocast, float32 masters) or "fp32".
+    """
+
+    steps: int = 1000
+    until: int = 0
+    batch: int = 64
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 100
+    final_lr: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.0
+    seed: int = 0
+    precision: str = "bf16"
+    compile: bool = False
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision {self.precision!r}: choose bf16 or fp32")
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps {self.steps} and batch {self.batch} must be at least 1")
+
+    @property
+    def end(self) -> int:
+        return min(self.steps, self.until) if self.until else self.steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine down to final_lr * lr."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Objective(Protocol):
+    def modules(self) -> dict[str, nn.Module]:
+        """The trained modules by name."""
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss of one step and scalars worth logging; all randomness from `generator`."""
+
+
+class Trainer:
+    """Trains an objective's modules in `folder`, from the last whole checkpoint if there is one."""
+
+    def __init__(
+        self, objective: Objective, config: TrainConfig, folder: Path, device: torch.device | str = "cpu"
+    ) -> None:
+        self.objective, self.config, self.folder = objective, config, Path(folder)
+        self.device = torch.device(device)
+        self.modules = nn.ModuleDict(objective.modules()).to(self.device)
+        parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=self.on_gpu
+        )
+        self.ema = EMA(self.modules, config.ema) if config.ema else None
+        self.step = 0
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to use: averaged where averaging is on."""
+        return self.ema.weights if self.ema else dict(self.modules.state_dict())
+
+    def resume(self) -> bool:
+        """Continues from the newest whole checkpoint; False if there is none."""
+        state = checkpoint.load_latest(self.folder, self.device)
+        if state is None:
+            return False
+        self.modules.load_state_dict(state.weights, strict=True)
+        self.optimiser.load_state_dict(state.optimiser)
+        if self.ema:
+            self.ema.weights = state.ema
+        self.step = state.step
+        return True
+
+    def save(self) -> Path:
+        ema = self.ema.weights if self.ema else {}
+        state = checkpoint.State(self.step, dict(self.modules.state_dict()), ema, self.optimiser.state_dict())
+        return checkpoint.save(self.folder, state, asdict(self.config), keep=self.config.keep)
+
+    def fit(self, evaluate: Callable[[int], dict] | None = None) -> dict[str, float]:
+        """Trains until the configured end, logging to the console and to metrics.jsonl. Returns the last scalars."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.resume():
+            log.info("continuing %s at step %d", self.folder, self.step)
+        started, first, scalars = time.monotonic(), self.step, {}
+        while self.step < self.config.end:
+            metrics = self._update()
+            if self.step in (first + 1, first + 20) or self.step % self.config.log_every == 0:
+                scalars = self._report(metrics, started, first)
+            if self.step % self.config.save_every == 0 or self.step == self.config.end:
+                self.save()
+                if evaluate:
+                    self._record({"step": self.step, **evaluate(self.step)})
+        return scalars
+
+    def _update(self) -> dict[str, Tensor]:
+        config = self.config
+        generator = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.rate(self.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, metrics = self.objective.loss(self.step, config.batch, generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
+        self.optimiser.step()
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.modules, self.step)
+        return {"loss": loss.detach(), "grad_norm": norm, **metrics}
+
+    def _report(self, metrics: dict[str, Tensor], started: float, first: int) -> dict[str, float]:
+        scalars = {name: float(value) for name, value in metrics.items()}
+        if not all(math.isfinite(value) for value in scalars.values()):
+            raise FloatingPointError(
+                f"step {self.step}: {scalars} is not finite; the last good checkpoint in {self.folder} is kept. "
+                "Resume with a lower learning rate"
+            )
+        seconds = (time.monotonic() - started) / (self.step - first)
+        left = seconds * (self.config.end - self.step)
+        text = " ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        log.info("step %d/%d %s | %.0f ms/step, %.1f min left", self.step, self.config.end, text, 1e3 * seconds, left / 60)
+        self._record({"step": self.step, "seconds_per_step": seconds, **scalars})
+        return scalars
+
+    def _record(self, row: dict) -> None:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")

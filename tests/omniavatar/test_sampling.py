@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from livetalk import flow
+from livetalk.conditions import Conditions
+from livetalk.models.attention import FullAttention
+from OmniAvatar import sampling
+from OmniAvatar.sampling import Guidance, GuidedFlow, covered, sample, sample_clip, windows
+from tests.models.test_dit import clip, tiny
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [(1, 1), (3, 3), (4, 6), (0, 0), (2, 0)])
+def test_guided_flow_is_the_formula_and_skips_what_counts_nothing(scales):
+    dit = tiny()
+    x, conditions = clip()
+    empty = torch.zeros_like(conditions.text)
+    sides = conditions.null(empty), conditions.without_audio(), conditions
+    parts = [dit(x, 800.0, side, FullAttention()) for side in sides]
+    guided = GuidedFlow(dit, conditions, empty, 6, Guidance(*scales), [800.0])
+    assert torch.allclose(guided(x, 800.0), flow.guide(*parts, *scales))
+    assert len(guided.terms) == {(1, 1): 1, (3, 3): 2, (4, 6): 3, (0, 0): 1, (2, 0): 2}[scales]
+
+
+class Straight(torch.nn.Module):
+    """A network whose flow leads to a known clip: Euler steps must end there exactly."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.target = target
+
+    def prepare(self, conditions, frames, levels):
+        return conditions
+
+    def forward(self, x, level, prepared, attend):
+        return (x - self.target) / (level / 1000)
+
+
+def test_sampling_follows_a_straight_flow_to_its_end():
+    x, conditions = clip()
+    target = sampling.pin(torch.randn_like(x), conditions.reference)
+    visited = []
+    out = sample(Straight(target), conditions, conditions.text, x, steps=8, visit=lambda step, _: visited.append(step))
+    assert torch.allclose(out, target) and visited == list(range(9))
+
+
+def test_windows_cover_any_length_and_keep_a_prefix():
+    assert windows(1, 21, 4) == [0] and windows(21, 21, 4) == [0] and windows(22, 21, 4) == [0, 17]
+    for latents in range(1, 100):
+        starts = windows(latents, 21, 4)
+        assert latents <= starts[-1] + 21 == covered(latents, 21, 4) < latents + 17 + 21 * (latents < 21)
+    with pytest.raises(ValueError):
+        windows(30, 4, 4)
+
+
+@torch.no_grad()
+def test_long_clips_continue_from_their_prefix():
+    dit = tiny()
+    _, conditions = clip(9)
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    pieces = list(
+        sample_clip(
+            dit,
+            conditions,
+            torch.zeros_like(conditions.text),
+            lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64),
+            (4, 6),
+            window=6,
+            prefix=3,
+            steps=2,
+            visit=lambda step, x: seen.append(x),
+        )
+    )
+    assert [piece.shape[2] for piece in pieces] == [6, 3]
+    assert torch.equal(pieces[0][:, :, :1], conditions.reference)
+    assert torch.equal(seen[3][:, :, :3], pieces[0][:, :, -3:]), "the second window starts from the end of the first"
+
+
+@torch.no_grad()
+def test_the_network_is_told_which_latents_are_given():
+    assert Conditions(torch.zeros(1, 1, 1), prefix=3).mask(5).tolist() == [0, 0, 0, 1, 1]
