@@ -13,9 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from livetalk import config
+
+log = logging.getLogger(__name__)
 
 OPTIONS = ("--config", "--dry-run", "--help")
 
@@ -33,28 +36,38 @@ def run_command(
     act: Callable[[Any, bool], None],
     arguments: Sequence[str] | None = None,
     help_keys: str = "",
+    choose: Callable[[], str | Path | None] = lambda: None,
 ) -> int:
     """Runs `bash scripts/NAME.sh [--config FILE] [--dry-run] [--help] [key=value ...]`; returns the exit status.
 
     act is called with the loaded config of schema `name` and whether it is a dry run. about: the first line of the
-    help; help_keys: a few lines on the keys that matter.
+    help; help_keys: a few lines on the keys that matter; choose: the config file to use without --config.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         options = _parse(name, about, help_keys, sys.argv[1:] if arguments is None else list(arguments))
         if options is not None:
-            act(config.load(options.config, options.overrides, run=name), options.dry_run)
+            act(_load(name, options.config or choose(), options.overrides), options.dry_run)
         sys.stdout.flush()
         return 0
     except ValueError as error:
-        logging.getLogger(__name__).debug("the mistake in full", exc_info=error)
+        log.debug("the mistake in full", exc_info=error)
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: stopped, nothing was left behind", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _load(name: str, path: str | Path | None, overrides: list[str]) -> Any:
+    loaded = config.load(path, overrides, run=name)
+    if not isinstance(loaded, config.RUNS[name]):
+        raise ValueError(f"config {path} is for {loaded.run}: run bash scripts/{loaded.run}.sh --config {path}")
+    return loaded
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -68,7 +81,9 @@ def _parse(name: str, about: str, help_keys: str, arguments: list[str]) -> argpa
             raise ValueError(f"{word}= has no value: give one, or leave it out for the default")
         if word.startswith("-") and word not in (*OPTIONS, "-h"):
             near = get_close_matches(word, OPTIONS, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"settings are written {word.lstrip('-')}=VALUE, without dashes"
+            remedy = (
+                f"did you mean {near[0]}?" if near else f"settings are written {word.lstrip('-')}=VALUE, without dashes"
+            )
             raise ValueError(f"unknown option {word}: {remedy}")
     parser = _Parser(prog=f"scripts/{name}.sh", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE")

@@ -200,7 +200,9 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, size: tuple[int, int], audio: np.ndarray | None = None, fps: int = FPS):
         if size[0] % 2 or size[1] % 2 or min(size) < 2:
-            raise ValueError(f"video size {size[0]}x{size[1]} (height x width) must be even: H.264 stores colour in pairs")
+            raise ValueError(
+                f"video size {size[0]}x{size[1]} (height x width) must be even: H.264 stores colour in pairs"
+            )
         self.path = check_output(path)
         self.size = size
         self.fps = fps
@@ -213,7 +215,9 @@ class VideoWriter:
         self._temporary: list[Path] = []
         try:
             self._video = self._temporary_file(".mp4")
-            sound = [] if self.audio is None else ["-f", "f32le", "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", self._sound()]
+            sound = (
+                [] if self.audio is None else ["-f", "f32le", "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", self._sound()]
+            )
             self._errors = tempfile.TemporaryFile()
             self._process = subprocess.Popen(
                 self._command(sound), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors
@@ -228,7 +232,9 @@ class VideoWriter:
     def write(self, frames: np.ndarray) -> None:
         """Adds frames [n, height, width, 3] uint8."""
         if frames.dtype != np.uint8 or frames.shape[1:] != (*self.size, 3):
-            raise ValueError(f"frames {frames.dtype} {frames.shape} do not fit: uint8 [n, {self.size[0]}, {self.size[1]}, 3]")
+            raise ValueError(
+                f"frames {frames.dtype} {frames.shape} do not fit: uint8 [n, {self.size[0]}, {self.size[1]}, 3]"
+            )
         try:
             self._process.stdin.write(np.ascontiguousarray(frames).data)
         except BrokenPipeError as error:
@@ -270,8 +276,11 @@ class VideoWriter:
             *(_ffmpeg(), "-v", "error", "-y"),
             *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps), "-i", "pipe:0"),
             *sound,
-            *("-vf", f"scale=out_color_matrix={colours}:out_range=tv,format=yuv420p,"
-              f"setparams=color_primaries={colours}:color_trc={colours}:colorspace={colours}:range=tv"),
+            *(
+                "-vf",
+                f"scale=out_color_matrix={colours}:out_range=tv,format=yuv420p,"
+                f"setparams=color_primaries={colours}:color_trc={colours}:colorspace={colours}:range=tv",
+            ),
             *("-c:v", "libx264", "-preset", "medium", "-crf", "16"),
             *(("-c:a", "aac", "-b:a", "96k") if sound else ()),
             *("-metadata", f"comment={SYNTHETIC}", "-movflags", "+faststart", "-f", "mp4", str(self._video)),

@@ -76,9 +76,7 @@ class Request:
         return clip_frames(len(self.audio))
 
 
-def read_request(
-    image: Picture, audio: Sound, prompt: str, seed: int = 0, duration: float | None = None
-) -> Request:
+def read_request(image: Picture, audio: Sound, prompt: str, seed: int = 0, duration: float | None = None) -> Request:
     """Reads and checks everything a user gives. Raises ValueError, in one line with the remedy, for what cannot be.
 
     image: a path, a PIL image, or uint8 [H, W, 3 or 4]. audio: a path, samples at SAMPLE_RATE, or (samples, rate).
@@ -112,7 +110,9 @@ def _samples(duration: float) -> int:
 def _picture(image: Picture) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or not image.size:
-            raise ValueError(f"image array {image.dtype} {image.shape} is not a picture: give uint8 [height, width, 3 or 4]")
+            raise ValueError(
+                f"image array {image.dtype} {image.shape} is not a picture: give uint8 [height, width, 3 or 4]"
+            )
         image = Image.fromarray(image)
     return to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
 

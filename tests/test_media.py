@@ -78,7 +78,7 @@ def test_exif_rotation_is_applied(tmp_path, picture, orientation, corner):
 
 def test_first_frame_of_an_animation(tmp_path, picture):
     picture.save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (40, 20))])
-    assert read_image(tmp_path / "a.gif").getpixel((0, 0)) [0] > 250
+    assert read_image(tmp_path / "a.gif").getpixel((0, 0))[0] > 250
 
 
 def png(picture: Image.Image) -> bytes:

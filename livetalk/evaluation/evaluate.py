@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from livetalk.evaluation import metrics
-from livetalk.evaluation.judges import TRACKS, Judges
+from livetalk.evaluation.judges import Judges
 from livetalk.evaluation.metrics import mean_interval
 from livetalk.evaluation.report import Report
 from livetalk.geometry import FPS
@@ -34,7 +34,7 @@ class Clip(Protocol):
 
     frames: np.ndarray  # uint8 [T, H, W, 3]
     reference: np.ndarray  # uint8 [H, W, 3]
-    tracks: dict  # float [T] each: judges.TRACKS and "speech"
+    tracks: dict  # float [T] each: "mouth_open" and "speech" are read here
     prompt: str
 
 
@@ -193,7 +193,7 @@ def identity_rows(report: Report, method: str, footage: Footage) -> None:
 def motion_rows(report: Report, method: str, footage: Footage, wanted: list[dict], measure: Motion) -> None:
     """Share of the prompt's attributes found in the judged tracks, beside that of another clip's prompt (chance)."""
     count = len(wanted)
-    found = [measure({name: footage.tracks[name][i] for name in TRACKS}) for i in range(count)]
+    found = [measure({name: curve[i] for name, curve in footage.tracks.items()}) for i in range(count)]
     keep(report, method, "prompt's motion found", metrics.agreement(found, wanted))
     if count > 1:
         other = [wanted[i] for i in metrics.derangement(count)]

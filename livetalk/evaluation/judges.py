@@ -3,7 +3,7 @@
 They are trained on the synthetic world (objective.py), whose truth is exact, and frozen before any generator, so that
 lip-sync, pose, blinks, identity and Frechet distances are measured the same way for every generator.
 
-Shapes: B clips, T frames, S the side judges work at, K prompt attributes.
+Shapes: B clips, T frames, S the side judges work at, R tracks, K prompt attributes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-TRACKS = ("mouth_open", "mouth_width", "eye_open", "pitch", "yaw", "roll", "smile")
+# The world's tracks that judges read. The mouth's opening stands first: losses count it more.
+TRACKS = ("mouth_open", "mouth_width", "eye_open", "pitch", "yaw", "roll", "smile", "blink", "brow")
+NEEDED = ("mouth_open", "eye_open", "pitch", "yaw", "roll")  # what the measures cannot do without
 WEIGHTS_FILE, CONFIG_FILE = "judges.safetensors", "config.json"
 
 
@@ -26,7 +28,7 @@ WEIGHTS_FILE, CONFIG_FILE = "judges.safetensors", "config.json"
 class JudgesConfig:
     """Sizes of the judges. Widths are channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of `size`, multiples of 4.
 
-    `attributes` names the columns of a batch's prompt attributes, in order.
+    `tracks` names what is read and `attributes` the columns of a batch's prompt attributes, in order.
     """
 
     size: int = 128
@@ -37,12 +39,15 @@ class JudgesConfig:
     embedding: int = 64
     video_width: int = 64
     video_features: int = 64
+    tracks: tuple[str, ...] = TRACKS
     attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, widths in (("face_widths", self.face_widths), ("identity_widths", self.identity_widths)):
             if len(widths) != 5 or any(width % 4 for width in widths):
                 raise ValueError(f"judges.{name} must be five multiples of 4, got {widths}")
+        if not set(NEEDED) <= set(self.tracks) or self.tracks[0] != NEEDED[0]:
+            raise ValueError(f"judges.tracks must begin with {NEEDED[0]} and hold {NEEDED}, got {self.tracks}")
         if self.size % 32:
             raise ValueError(f"judges.size must be a multiple of 32, got {self.size}")
 
@@ -55,7 +60,7 @@ class JudgesConfig:
 class Readings:
     """What the judges read from B clips of T frames.
 
-    tracks: each of TRACKS [B, T] in the world's units; identity [B, T, embedding] of unit norm; frame_features
+    tracks: each of the config's [B, T] in the world's units; identity [B, T, embedding] of unit norm; frame_features
     [B, T, D] and video_features [B, D'] for Frechet distances; attributes [B, K] and speech [B, T] as logits.
     """
 
@@ -121,30 +126,31 @@ class FrameNet(nn.Module):
 
 
 class FaceJudge(nn.Module):
-    """Reads TRACKS from one frame. Predictions are standardised; the buffers bring them into the world's units."""
+    """Reads the tracks from one frame. Predictions are standardised; the buffers bring them into the world's units."""
 
     def __init__(self, config: JudgesConfig) -> None:
         super().__init__()
         self.net = FrameNet(config.face_widths, config.face_features, config.size)
-        self.head = nn.Linear(config.face_features, len(TRACKS))
-        self.register_buffer("track_mean", torch.zeros(len(TRACKS)))
-        self.register_buffer("track_scale", torch.ones(len(TRACKS)))
+        self.tracks = config.tracks
+        self.head = nn.Linear(config.face_features, len(config.tracks))
+        self.register_buffer("track_mean", torch.zeros(len(config.tracks)))
+        self.register_buffer("track_scale", torch.ones(len(config.tracks)))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N, 3, S, S] -> standardised tracks [N, 7] in the order of TRACKS, features [N, face_features]."""
+        """[N, 3, S, S] -> standardised tracks [N, R] in the config's order, features [N, face_features]."""
         features = self.net(x)
         return self.head(F.silu(features)), features
 
     def standardise(self, tracks: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Tracks [B, T] in the world's units -> targets [B, T, 7]."""
-        missing = [name for name in TRACKS if name not in tracks]
+        """Tracks [B, T] in the world's units -> targets [B, T, R]."""
+        missing = [name for name in self.tracks if name not in tracks]
         if missing:
             raise ValueError(f"tracks lack {missing}; they hold {sorted(tracks)}")
-        stacked = torch.stack([tracks[name].float() for name in TRACKS], dim=-1)
+        stacked = torch.stack([tracks[name].float() for name in self.tracks], dim=-1)
         return (stacked - self.track_mean) / self.track_scale
 
     def units(self, standardised: torch.Tensor) -> torch.Tensor:
-        """Standardised tracks [..., 7] -> the world's units."""
+        """Standardised tracks [..., R] -> the world's units."""
         return standardised.float() * self.track_scale + self.track_mean
 
 
@@ -167,7 +173,7 @@ class VideoJudge(nn.Module):
 
     def __init__(self, config: JudgesConfig) -> None:
         super().__init__()
-        inputs, width = config.frame_features + len(TRACKS), config.video_width
+        inputs, width = config.frame_features + len(config.tracks), config.video_width
         self.norm = nn.LayerNorm(config.frame_features)
         self.first = nn.Conv1d(inputs, width, 5, padding=2)
         self.second = nn.Conv1d(width, width, 5, stride=2, padding=2)
@@ -177,7 +183,7 @@ class VideoJudge(nn.Module):
         self.attributes = nn.Linear(config.video_features, len(config.attributes)) if config.attributes else None
 
     def forward(self, features: torch.Tensor, tracks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Frame features [B, T, D], standardised tracks [B, T, 7] -> features of the clips [B, D'], then logits:
+        """Frame features [B, T, D], standardised tracks [B, T, R] -> features of the clips [B, D'], then logits:
         attributes [B, K] and speech [B, T].
         """
         x = torch.cat([self.norm(features), tracks], dim=-1)
@@ -202,7 +208,7 @@ class Judges(nn.Module):
         self.video = VideoJudge(config)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[B, T, 3, S, S] -> standardised tracks [B, T, 7], embeddings [B, T, E], features [B, T, D]."""
+        """[B, T, 3, S, S] -> standardised tracks [B, T, R], embeddings [B, T, E], features [B, T, D]."""
         flat = rearrange(x, "b t c h w -> (b t) c h w")
         tracks, face = self.face(flat)
         identity, person = self.identity(flat)
@@ -221,7 +227,7 @@ class Judges(nn.Module):
                 tracks, identity, features = self(prepare(piece, self.config.size))
                 parts.append((self.face.units(tracks), identity, features, *self.video(features, tracks)))
         tracks, identity, features, video, attributes, speech = (torch.cat(part) for part in zip(*parts, strict=True))
-        named = {name: tracks[..., i] for i, name in enumerate(TRACKS)}
+        named = {name: tracks[..., i] for i, name in enumerate(self.config.tracks)}
         return Readings(named, identity, features, video, attributes, speech)
 
 
@@ -240,23 +246,24 @@ def save_judges(judges: Judges, folder: str | Path) -> Path:
 
 
 def load_judges(folder: str | Path, device: str | torch.device = "cpu") -> Judges:
-    """Frozen float32 judges from a folder written by save_judges. Raises ValueError naming what is missing."""
+    """Frozen float32 judges from a folder (config.json, *.safetensors). Raises ValueError naming what is missing."""
     folder = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise ValueError(f"no judges in {folder}: {name} is missing; train them or give their folder")
+    pieces = sorted(folder.glob("*.safetensors"))
+    if not pieces or not (folder / CONFIG_FILE).is_file():
+        missing = WEIGHTS_FILE if (folder / CONFIG_FILE).is_file() else CONFIG_FILE
+        raise ValueError(f"no judges in {folder}: {missing} is missing; train them or give their folder")
     stored = json.loads((folder / CONFIG_FILE).read_text())
     odd = set(stored) ^ {field.name for field in fields(JudgesConfig)}
     if odd:
         raise ValueError(f"{folder / CONFIG_FILE} does not fit these judges: {sorted(odd)} missing or unknown")
     config = JudgesConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
     judges = Judges(config)
-    state = {name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()}
+    state = {name: value.float() for piece in pieces for name, value in load_file(piece).items()}
     expected = {name: tuple(value.shape) for name, value in judges.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         lines = [f"{name}: expected {expected.get(name)}, found {found.get(name)}" for name in names]
-        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its config: " + "; ".join(lines))
+        raise ValueError(f"the weights in {folder} do not fit their config: " + "; ".join(lines))
     judges.load_state_dict(state, strict=True)
     return judges.to(device).eval().requires_grad_(False)

@@ -57,9 +57,12 @@ def bootstrap_interval(
 ) -> Estimate:
     """Percentile bootstrap over clips: `statistic` maps indices [count] to a figure; all of them give the value."""
     rng = np.random.default_rng(seed)
-    samples = [statistic(rng.integers(0, count, count)) for _ in range(draws)]
-    low, high = np.nanquantile(np.asarray(samples, dtype=np.float64), [0.025, 0.975])
-    return Estimate(float(statistic(np.arange(count))), float(low), float(high), count)
+    samples = np.asarray([statistic(rng.integers(0, count, count)) for _ in range(draws)], dtype=np.float64)
+    value, known = float(statistic(np.arange(count))), samples[~np.isnan(samples)]
+    if math.isnan(value) or known.size == 0:
+        return plain(value, count)
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), count)
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Estimate:
@@ -211,7 +214,7 @@ def variance_ratio(read: np.ndarray, truth: np.ndarray) -> Estimate:
 
 def mean_ratio(read: np.ndarray, truth: np.ndarray) -> Estimate:
     """Mean of per-clip values [N] over that of the truth [N], bootstrapped over clips; nan clips do not count."""
-    return bootstrap_interval(lambda i: float(np.nanmean(read[i]) / max(np.nanmean(truth[i]), 1e-12)), len(read))
+    return bootstrap_interval(lambda i: mean_or_nan(read[i]) / max(mean_or_nan(truth[i]), 1e-12), len(read))
 
 
 def agreement(found: list[dict], wanted: list[dict]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A training batch is a dict on the judges' device:
   frames      uint8 [B, T, H, W, 3], T >= 8 (16 to 81 frames; B >= 8 with several identities, for contrast)
-  tracks      dict of float [B, T]: every name of judges.TRACKS, and "speech" (1 where the clip speaks, else 0)
+  tracks      dict of float [B, T]: every name of JudgesConfig.tracks, and "speech" (1 where the clip speaks, else 0)
   identity    int64 [B], equal where two clips show one person
   attributes  float [B, K] in [0, 1] in the order of JudgesConfig.attributes, nan where a prompt does not say
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
-from livetalk.evaluation.judges import TRACKS, Judges, prepare
+from livetalk.evaluation.judges import Judges, prepare
 from livetalk.evaluation.metrics import (
     blinks_per_minute,
     masked_pearson,
@@ -58,7 +58,7 @@ class ObjectiveConfig:
 
 
 def track_loss(predicted: torch.Tensor, target: torch.Tensor, mouth_weight: float) -> torch.Tensor:
-    """Smooth L1 of standardised tracks [B, T, 7], the mouth's opening (column 0) counted `mouth_weight` times."""
+    """Smooth L1 of standardised tracks [B, T, R], the mouth's opening (column 0) counted `mouth_weight` times."""
     weight = torch.ones(predicted.shape[-1], device=predicted.device)
     weight[0] = mouth_weight
     loss = F.smooth_l1_loss(predicted.float(), target, reduction="none", beta=0.3)
@@ -190,11 +190,11 @@ class JudgesObjective(nn.Module):
     def calibrate(self, batches: Iterable[dict]) -> None:
         """Sets the mean and scale of the tracks from training batches. Call once, before the first step."""
         face = self.judges.face
-        columns = [torch.stack([batch["tracks"][name].float().flatten() for name in TRACKS]) for batch in batches]
+        columns = [torch.stack([batch["tracks"][name].float().flatten() for name in face.tracks]) for batch in batches]
         values = torch.cat(columns, dim=1).to(face.track_mean.device)
         scale = values.std(1)
         if (scale < 1e-6).any():
-            flat = [name for name, deviation in zip(TRACKS, scale.tolist(), strict=True) if deviation < 1e-6]
+            flat = [name for name, deviation in zip(face.tracks, scale.tolist(), strict=True) if deviation < 1e-6]
             raise ValueError(f"tracks {flat} are constant over the calibration batches: take more or other clips")
         face.track_mean.copy_(values.mean(1))
         face.track_scale.copy_(scale)
@@ -263,8 +263,9 @@ class JudgesObjective(nn.Module):
             truths.append(batch)
         if not truths:
             raise ValueError("evaluating the judges needs at least one batch, got none")
-        read = {name: gather([reading.tracks[name] for reading in readings]) for name in TRACKS}
-        truth = {name: gather([batch["tracks"][name] for batch in truths]) for name in (*TRACKS, "speech")}
+        names = self.judges.config.tracks
+        read = {name: gather([reading.tracks[name] for reading in readings]) for name in names}
+        truth = {name: gather([batch["tracks"][name] for batch in truths]) for name in (*names, "speech")}
         table = track_errors(read, truth)
         speech = truth["speech"] > 0.5
         spoiled_pearson = masked_pearson(gather(spoiled_mouth), truth["mouth_open"], speech)
@@ -277,6 +278,21 @@ class JudgesObjective(nn.Module):
         return table | attribute_errors(gather([r.attributes for r in readings]), asked, self.judges.config.attributes)
 
 
+def partners(identity: torch.Tensor, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """For clips `chosen` [n] of a pool with labels `identity` [N], a clip of the same person each [n].
+
+    It is another clip where the person has one, else the same. A batch of clips and partners teaches the identity
+    judge to look past scenes: contrast needs one person in two rooms.
+    """
+    order = identity.argsort(stable=True)
+    ranked = identity[order]
+    first = torch.searchsorted(ranked, identity[chosen])
+    count = torch.searchsorted(ranked, identity[chosen], right=True) - first
+    own = (order.argsort()[chosen] - first).long()
+    step = 1 + (uniform(generator, len(chosen)) * (count - 1).clamp_min(1)).long()
+    return order[first + (own + step) % count]
+
+
 def gather(parts: list[torch.Tensor]) -> np.ndarray:
     """Tensors of clips [B, ...] -> one array."""
     return torch.cat([part.detach().cpu() for part in parts]).numpy()
@@ -286,7 +302,7 @@ def track_errors(read: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> d
     """Per track: Pearson over all frames, mean Pearson within a clip, mean absolute error in the world's units."""
     table = {}
     speech = truth["speech"] > 0.5
-    for name in TRACKS:
+    for name in read:
         a, b = read[name], truth[name]
         every = np.ones_like(b)
         table[f"{name}/pearson"] = float(masked_pearson(a.reshape(1, -1), b.reshape(1, -1), every.reshape(1, -1))[0])

@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         self.head = head(widths[-1], 2 * config.z_dim)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        x = self.conv1(x, past)
+        x = self.conv1(x.contiguous(memory_format=torch.channels_last_3d), past)
         for layer in [*self.downsamples, *self.middle]:
             x = layer(x, past)
         return self.head["2"](F.silu(self.head["0"](x)), past)
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         self.head = head(widths[-1], 3)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        x = self.conv1(x, past)
+        x = self.conv1(x.contiguous(memory_format=torch.channels_last_3d), past)
         for layer in [*self.middle, *self.upsamples]:
             x = layer(x, past)
         return self.head["2"](F.silu(self.head["0"](x)), past)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from livetalk import flow
 from livetalk.conditions import Conditions, group_audio
+from livetalk.data.encoded import EncodedClips
 from livetalk.models.attention import FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.text import TextEncoder
@@ -32,16 +33,9 @@ class FlowMatchingConfig:
 
 
 @dataclass(frozen=True)
-class EncodedClips:
-    """Clips ready for training, on one device. N clips of F latents, T = 4F - 3 frames.
+class Prompts:
+    """Token ids and masks [N, L] of the clips' prompts and [1, L] of the empty one."""
 
-    latents [N, 16, F, h, w]; references [N, 16, 1, h, w]; audio [N, T, C]; ids, mask [N, L] of the prompts;
-    empty_ids, empty_mask [1, L] of the empty prompt.
-    """
-
-    latents: Tensor
-    references: Tensor
-    audio: Tensor
     ids: Tensor
     mask: Tensor
     empty_ids: Tensor
@@ -49,8 +43,12 @@ class EncodedClips:
 
 
 class FlowMatchingObjective:
-    def __init__(self, dit: WanDiT, text: TextEncoder, clips: EncodedClips, config: FlowMatchingConfig) -> None:
-        self.dit, self.text, self.clips, self.config = dit, text, clips, config
+    """clips and prompts live on the training device; the clips are longer than a window by what continuations need."""
+
+    def __init__(
+        self, dit: WanDiT, text: TextEncoder, clips: EncodedClips, prompts: Prompts, config: FlowMatchingConfig
+    ) -> None:
+        self.dit, self.text, self.clips, self.prompts, self.config = dit, text, clips, prompts, config
 
     def modules(self) -> dict[str, nn.Module]:
         return {"dit": self.dit, "text": self.text}
@@ -73,24 +71,19 @@ class FlowMatchingObjective:
         """
         data, config = self.clips, self.config
         device = data.latents.device
-        chosen = torch.randint(len(data.latents), (batch,), generator=generator, device=device)
+        chosen = torch.randint(len(data), (batch,), generator=generator, device=device)
         spare = data.latents.shape[2] - config.latents
-        cycle = (step * config.continued) % 1
-        continued = spare > 0 and cycle + config.continued >= 1
-        start = torch.randint(1, spare + 1, (batch,), generator=generator, device=device) if continued else None
-        frames = torch.arange(config.latents, device=device)
-        index = frames.expand(batch, -1) if start is None else start[:, None] + frames
-        rows = chosen[:, None]
-        latents = data.latents.transpose(1, 2)[rows, index].transpose(1, 2).float()
-        audio = group_audio(data.audio[chosen])
-        audio = torch.gather(audio, 1, index[..., None].expand(-1, -1, audio.shape[-1])).float()
-        keep_audio = torch.rand(batch, generator=generator, device=device) >= config.drop_audio
-        keep_text = torch.rand(batch, generator=generator, device=device) >= config.drop_text
-        text = self.text.features(
-            torch.where(keep_text[:, None], data.ids[chosen], data.empty_ids),
-            torch.where(keep_text[:, None], data.mask[chosen], data.empty_mask),
-        )
-        conditions = Conditions(
-            text, data.references[chosen].float(), audio * keep_audio[:, None, None], prefix=config.prefix
-        )
-        return latents, conditions if continued else replace(conditions, prefix=1)
+        continued = spare > 0 and (step * config.continued) % 1 + config.continued >= 1
+        start = torch.randint(1, spare + 1, (batch, 1), generator=generator, device=device) if continued else 0
+        index = start + torch.arange(config.latents, device=device).expand(batch, -1)
+        latents = data.latents.transpose(1, 2)[chosen[:, None], index].transpose(1, 2).float()
+        audio = group_audio(data.audio[chosen]).gather(1, index[..., None].expand(-1, -1, 4 * data.audio.shape[-1]))
+        heard = torch.rand(batch, 1, 1, generator=generator, device=device) >= config.drop_audio
+        text = self._text(chosen, torch.rand(batch, 1, generator=generator, device=device) >= config.drop_text)
+        reference = data.latents[chosen, :, :1].float()
+        return latents, Conditions(text, reference, audio.float() * heard, prefix=config.prefix if continued else 1)
+
+    def _text(self, chosen: Tensor, told: Tensor) -> Tensor:
+        prompts = self.prompts
+        ids = torch.where(told, prompts.ids[chosen], prompts.empty_ids)
+        return self.text.features(ids, torch.where(told, prompts.mask[chosen], prompts.empty_mask))

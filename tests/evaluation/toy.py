@@ -1,4 +1,4 @@
-"""A drawn head: an ellipse with eyes and a mouth, whose tracks are known exactly. Small and fast, for judges in tests."""
+"""A drawn head: an ellipse with eyes and a mouth, whose tracks are known exactly: for judges in tests."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ def toy_tracks(rng: np.random.Generator, frames: int, nods: bool) -> dict[str, n
         "pitch": swing * (2 * smooth(rng, frames) - 1),
         "yaw": 10 * (2 * smooth(rng, frames) - 1),
         "roll": 5 * (2 * smooth(rng, frames) - 1),
+        "blink": 1 - eye,
         "smile": np.full(frames, rng.uniform()),
         "speech": speech,
     }
 
 
 def draw(tracks: dict[str, np.ndarray], identity: int) -> np.ndarray:
-    """uint8 [T, S, S, 3]: pitch and yaw move the features over the face, roll slants the eyes, smile tints the cheeks."""
+    """uint8 [T, S, S, 3]: pitch and yaw move the features over the face, roll slants the eyes, smile tints a cheek."""
     person = np.random.default_rng(1000 + identity)
     skin, back, hair = (person.uniform(*span, 3) for span in ((0.45, 0.95), (0.1, 0.9), (0.0, 0.5)))
     width = person.uniform(15, 20)
@@ -76,7 +77,7 @@ def draw(tracks: dict[str, np.ndarray], identity: int) -> np.ndarray:
 
 def toy_clip(index: int, identity: int, frames: int = 16) -> ToyClip:
     rng = np.random.default_rng(index)
-    nods = bool(index % 2)
+    nods = bool(index // 8 % 2)  # independent of identity = index % 8
     tracks = toy_tracks(rng, frames, nods)
     drawn = draw(tracks, identity)
     return ToyClip(drawn, drawn[0], tracks, "nods" if nods else "keeps still", identity)

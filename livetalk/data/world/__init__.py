@@ -1,0 +1,1 @@
+"""The synthetic talking-head world: endless clips of rendered speakers with exact truth."""

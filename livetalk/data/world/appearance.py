@@ -11,10 +11,14 @@ from livetalk.data.world.face_model import FaceModel
 
 Colour = tuple[float, float, float]
 
-SKINS = ((246, 220, 203), (238, 200, 174), (222, 177, 145), (198, 149, 114), (166, 117, 84), (126, 84, 60), (92, 62, 48))
+SKINS = (
+    *((246, 220, 203), (238, 200, 174), (222, 177, 145), (198, 149, 114)),
+    *((166, 117, 84), (126, 84, 60), (92, 62, 48)),
+)
+DARK_SKIN = 3.4  # index into SKINS from which hair and eyes are mostly dark
 HAIRS = ((28, 24, 24), (52, 36, 28), (84, 56, 38), (118, 80, 50), (142, 74, 42), (196, 158, 98), (226, 200, 144))
 GREYS = ((142, 140, 138), (206, 204, 200), (86, 84, 86))
-DYES = ((150, 60, 110), (60, 96, 150), (60, 130, 110))
+DYES = ((150, 74, 104), (72, 92, 140), (150, 120, 130))
 IRISES = ((70, 44, 28), (96, 62, 34), (120, 92, 48), (92, 112, 70), (82, 120, 152), (104, 128, 146))
 CLOTHES = (
     *((40, 46, 60), (222, 220, 214), (150, 46, 50), (52, 92, 140), (62, 110, 82), (206, 160, 62)),
@@ -114,8 +118,9 @@ class Look:
         """Draw a person and a scene for `model`; equal generators give equal looks."""
         count = len(model.identity)
         identity = np.clip(rng.standard_normal(count), -2.2, 2.2).astype(np.float32) * 0.9
-        hair = _hair(rng)
-        face = _face(rng, hair)
+        tone = float(rng.uniform(0, len(SKINS) - 1))
+        hair = _hair(rng, tone)
+        face = _face(rng, hair, tone)
         wall = _jitter(rng, WALLS[rng.integers(len(WALLS))], 0.05)
         accents = [_jitter(rng, CLOTHES[rng.integers(len(CLOTHES))], 0.05) for _ in range(2)]
         return cls(
@@ -147,9 +152,10 @@ def _mix(a: Colour, b: Colour, weight: float) -> Colour:
     return _triple(np.array(a) * (1 - weight) + np.array(b) * weight)
 
 
-def _hair(rng: np.random.Generator) -> Hair:
+def _hair(rng: np.random.Generator, tone: float) -> Hair:
     kind = rng.random()
-    palette = DYES if kind < 0.05 else GREYS if kind < 0.18 else HAIRS
+    natural = HAIRS[:3] if tone > DARK_SKIN else HAIRS
+    palette = DYES if kind < 0.05 else GREYS if kind < 0.16 else natural
     style = str(rng.choice(HAIR_STYLES, p=HAIR_ODDS))
     thickness = {"buzz": 0.22, "curly": rng.uniform(1.6, 2.6)}.get(style, rng.uniform(0.7, 1.5))
     return Hair(
@@ -162,24 +168,25 @@ def _hair(rng: np.random.Generator) -> Hair:
     )
 
 
-def _face(rng: np.random.Generator, hair: Hair) -> Face:
-    tone = rng.uniform(0, len(SKINS) - 1)
+def _face(rng: np.random.Generator, hair: Hair, tone: float) -> Face:
     lower = min(int(tone), len(SKINS) - 2)
     skin = np.array(SKINS[lower]) * (lower + 1 - tone) + np.array(SKINS[lower + 1]) * (tone - lower)
     skin = _jitter(rng, tuple(skin), 0.03)
     rose = _triple(np.array([rng.uniform(0.56, 0.74), rng.uniform(0.2, 0.34), rng.uniform(0.24, 0.36)]))
     lips = _mix(_mix(skin, (0.3, 0.1, 0.1), 0.12), rose, float(rng.uniform(0.5, 0.95)))
     dark = _mix(hair.colour, (0.1, 0.07, 0.06), 0.5)
+    irises = IRISES[:2] if tone > DARK_SKIN else IRISES
+    bearded = hair.style not in ("bob", "long", "bun") and rng.random() < 0.3
     return Face(
         skin=skin,
         lips=lips,
         brows=dark if hair.style != "bald" else _mix(dark, (0.12, 0.09, 0.08), 0.6),
-        iris=_jitter(rng, IRISES[rng.integers(len(IRISES))], 0.08),
+        iris=_jitter(rng, irises[rng.integers(len(irises))], 0.08),
         blush=float(rng.uniform(0.1, 0.5)),
-        stubble=float(rng.uniform(0.15, 0.5)) if hair.style not in ("bob", "long", "bun") and rng.random() < 0.3 else 0.0,
+        stubble=float(rng.uniform(0.15, 0.5)) if bearded else 0.0,
         liner=float(rng.uniform(0.45, 0.95)),
         gloss=float(rng.uniform(0.05, 0.3)),
-        brow_width=float(rng.uniform(0.36, 0.62)),
+        brow_width=float(rng.uniform(0.26, 0.44)),
         brow_weight=float(rng.uniform(0.65, 0.95)),
         iris_size=float(rng.uniform(0.47, 0.54)),
     )

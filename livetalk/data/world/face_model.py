@@ -30,6 +30,8 @@ _FACE_END = 9409
 _HEAD_END = 11248
 _SOCKETS_END = 14062
 _NEEDED = ("N", "I", "E", "F", "M", "lm", "mats", "ex")
+TEETH_BACK = 0.3
+UPPER_TEETH_DOWN = 0.35
 _REMEDY = "build it with scripts/build_face_model.sh from a clone of the public ICT-FaceKit repository"
 
 
@@ -64,8 +66,15 @@ class FaceModel:
         eyes = [_fit_sphere(raw["N"], raw["F"][part == f"M_Sclera{side}"]) for side in ("Left", "Right")]
         eye_vertices = [np.unique(raw["F"][part == f"M_Sclera{side}"]) for side in ("Left", "Right")]
         kept, triangles, kind = _simplified(raw, part)
+        neutral = raw["N"][kept]
+        teeth = kind[kept] == Kind.TEETH
+        # Simplified lips are a little thinner: without this, teeth show between closed lips.
+        neutral[teeth, 2] -= TEETH_BACK
+        # A hint of the upper teeth below the lip makes an open mouth easier to read.
+        upper = teeth & (np.abs(raw["E"][CHANNEL["jawOpen"], kept, 1]) < 0.1)
+        neutral[upper, 1] -= UPPER_TEETH_DOWN
         return cls(
-            neutral=raw["N"][kept],
+            neutral=neutral,
             identity=np.ascontiguousarray(raw["I"][:, kept]),
             expression=np.ascontiguousarray(raw["E"][:, kept]),
             triangles=triangles,
@@ -139,10 +148,11 @@ def _spacing(neutral: np.ndarray, kind: np.ndarray, landmarks: np.ndarray) -> np
     spacing[(z > 2) & (y > -8.5)] = 0.75  # the front of the head
     spacing[(x > 6.9) & (y > -3) & (y < 7) & (z > -3.5) & (z < 4.5)] = 0.6  # ears
     spacing[(x < 2) & (y > -2) & (y < 4) & (z > 9.5)] = 0.45  # nose
-    for points, reach, fine in ((landmarks[36:48], 0.75, 0.28), (landmarks[48:68], 0.7, 0.3), (landmarks[17:27], 1, 0.4)):
+    rings = ((landmarks[36:48], 0.75, 0.28), (landmarks[48:68], 0.7, 0.28), (landmarks[17:27], 1, 0.36))
+    for points, reach, fine in rings:
         gap = np.min([np.linalg.norm(neutral - neutral[p], axis=1) for p in points], axis=0)
         spacing[gap < reach] = np.minimum(spacing[gap < reach], fine)
-    coarse = {Kind.MOUTH: 0.8, Kind.EYE_SOCKET: 1.0, Kind.GUM: 0.7, Kind.TONGUE: 0.6, Kind.TEETH: 0.45}
+    coarse = {Kind.MOUTH: 0.5, Kind.EYE_SOCKET: 1.0, Kind.GUM: 0.7, Kind.TONGUE: 0.6, Kind.TEETH: 0.38}
     for which, value in coarse.items():
         spacing[kind == which] = value
     return spacing

@@ -42,8 +42,8 @@ _VISEMES = {
     "ɔ": (0.38, 0.30, 0.30, 0.00, 0.05, 0.00, 1.0, 0.9),
     "o": (0.26, 0.55, 0.25, 0.00, 0.00, 0.00, 1.0, 1.0),
     "ʊ": (0.15, 0.60, 0.15, 0.00, 0.05, 0.00, 0.9, 0.9),
-    "u": (0.10, 0.95, 0.10, 0.00, 0.00, 0.00, 1.0, 1.1),
-    "w": (0.06, 1.00, 0.05, 0.00, 0.00, 0.00, 0.9, 1.2),
+    "u": (0.10, 0.95, 0.10, 0.00, 0.00, 0.00, 1.0, 1.3),
+    "w": (0.06, 1.00, 0.05, 0.00, 0.00, 0.00, 1.0, 2.2),
     "ɹ": (0.12, 0.40, 0.25, 0.00, 0.05, 0.05, 0.5, 0.5),
     "j": (0.12, 0.00, 0.00, 0.50, 0.15, 0.05, 0.5, 0.6),
     "l": (0.20, 0.00, 0.00, 0.10, 0.10, 0.05, 0.45, 0.25),
@@ -64,11 +64,11 @@ _SAME = {
 _VOWELS = frozenset("ɑaæʌəɜɛeiɪɔoʊuɐɒɚɝᵻɨyʉø")
 BILABIALS = frozenset("pbm")
 LABIODENTALS = frozenset("fv")
-_REST_STRENGTH = 0.9
+_REST_STRENGTH = (0.9, 0.5)  # on the jaw, on the lips
 _REST_AFTER = 0.09  # seconds: a shorter gap between sounds belongs to its neighbours
 
 # seconds (standard deviation) that a sound reaches ahead of itself and behind itself
-_REACH = {"jaw": (0.042, 0.036), "lips": (0.060, 0.042)}
+_REACH = {"jaw": (0.042, 0.036), "lips": (0.052, 0.038)}
 _SHORTEST_CONTACT = 0.070  # more than the 62.5 ms of a frame
 _CLOSING, _OPENING = 0.055, 0.045
 
@@ -137,7 +137,7 @@ def segments(phones: list[Phone] | tuple[Phone, ...]) -> list[tuple[float, float
 
 def _targets(pieces: list, style: Style, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Targets [G, 6] and strengths [G, 2] (jaw, lips) on the grid, rest where nothing is said."""
-    targets, strengths = np.zeros((len(seconds), 6)), np.full((len(seconds), 2), _REST_STRENGTH)
+    targets, strengths = np.zeros((len(seconds), 6)), np.tile(_REST_STRENGTH, (len(seconds), 1))
     scale = np.array([style.jaw, style.rounding, style.rounding, style.spread, style.lips, style.lips])
     previous = -np.inf
     for start, end, letter, stress in pieces:
@@ -191,13 +191,13 @@ def mouth_curves(phones, seconds: np.ndarray, style: Style) -> dict[str, np.ndar
     jaw = jaw * (1.0 - 0.8 * lips) * (1.0 - 0.7 * teeth) + 0.04 * lips + 0.05 * teeth
     curves = {
         "jawOpen": jaw,
-        "mouthClose": jaw * lips,
+        "mouthClose": 0 * jaw * np.maximum(lips, 0.6 * teeth),
         "mouthPucker": pucker * (1.0 - 0.3 * teeth),
         "mouthFunnel": funnel * open_,
         "mouthStretch": stretch * (1.0 - 0.4 * lips),
         "mouthLowerDown": lower * open_,
-        "mouthUpperUp": upper * (1.0 - lips) + 0.25 * teeth,
-        "mouthRollLower": 0.15 * lips + 0.55 * teeth,
+        "mouthUpperUp": upper * open_ + 0.15 * teeth,
+        "mouthRollLower": 0.15 * lips + 0.6 * teeth,
         "mouthRollUpper": 0.12 * lips,
         "mouthPress": 0.35 * lips,
     }

@@ -92,8 +92,8 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _planes(corners: Tensor, area: Tensor) -> Tensor:
-    """Per triangle [K, 3, 3]: origin, the unnormalised weights of corners 1 and 2 as linear functions, doubled area, and
-    nearness with its slopes along those weights: [K, 10]. Weights are made positive inside whatever the winding."""
+    """Per triangle [K, 3, 3]: origin, the unnormalised weights of corners 1 and 2 as linear functions, doubled area,
+    and nearness with its slopes along those weights: [K, 10]. Weights are positive inside whatever the winding."""
     sign = torch.where(area < 0, -1.0, 1.0)
     size = area.abs()
     origin = corners[:, 0]

@@ -74,7 +74,6 @@ def visible_keys(points: Tensor, triangles: Tensor, two_sided: Tensor, samples: 
     corner_index = triangles.to(torch.int32).contiguous()
     sides = two_sided.to(torch.int32).contiguous()
     with torch.cuda.device(points.device):
-        _search[grid](
-            points.contiguous(), corner_index, sides, keys, len(triangles), vertex_count, samples, LANES=_LANES, num_warps=4
-        )
+        sizes = (len(triangles), vertex_count, samples)
+        _search[grid](points.contiguous(), corner_index, sides, keys, *sizes, LANES=_LANES, num_warps=4)
     return keys

@@ -6,7 +6,7 @@ train, dev or test by a hash of its spelling. So no sentence, and no such word, 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from zlib import crc32
 
 import numpy as np
@@ -95,7 +95,7 @@ def _split_of(word: str) -> str:
     return "dev" if bucket == 0 else "test" if bucket == 1 else "train"
 
 
-@lru_cache(maxsize=None)
+@cache
 def vocabulary(split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Nouns and verbs of a split, in a fixed order. Raises ValueError for an unknown split."""
     if split not in SPLITS:

@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 import wave
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from math import gcd
 from pathlib import Path
 from shutil import which
@@ -98,7 +99,7 @@ _TONE_VOICES = {"train": ("low", "high", "wide"), "dev": ("mid",), "test": ("nar
 _PITCHES = (35, 50, 65)
 
 
-@lru_cache(maxsize=None)
+@cache
 def voices(engine: str, split: str) -> tuple[Voice, ...]:
     """Voices of `engine` for "train", "dev" or "test", in a fixed order."""
     if engine not in ENGINES:
@@ -200,7 +201,7 @@ def _espeak_utterance(text: str, pcm: np.ndarray, events: list, rate: int) -> Ut
     marks = [(e[1], e[4]) for e in events if e[0] == _PHONEME_EVENT] + [(len(pcm), "")]
     phones = [
         Phone(start / rate, end / rate, name)
-        for (start, name), (end, _) in zip(marks, marks[1:])
+        for (start, name), (end, _) in pairwise(marks)
         if name.strip("ˈˌː") and end > start
     ]
     return Utterance(_resample(pcm, rate), tuple(_with_closures(phones, pcm, rate)), words)

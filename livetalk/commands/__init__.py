@@ -1,0 +1,1 @@
+"""The commands behind scripts/: they wire components that do not know each other."""

@@ -1,0 +1,190 @@
+"""`bash scripts/train_nano.sh`: the parts of the nano family that are frozen before any generator.
+
+Stages, in order: vae, judges, audio. Each trains on the same pool of clips of the synthetic world, held on the device,
+continues from its own checkpoint, and exports its weights with a card.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from livetalk.commands.family import Card, device_of, export_part
+from livetalk.config import NanoRun
+from livetalk.data.world.clip import World
+from livetalk.data.world.labels import ATTRIBUTES, SOUND_CLASSES, attribute_vector, sound_classes
+from livetalk.evaluation.judges import TRACKS, Judges
+from livetalk.evaluation.objective import JudgesObjective
+from livetalk.models.audio import AudioEncoder, AudioHeads
+from livetalk.models.vae import WanVAE
+from livetalk.training import audio as audio_training
+from livetalk.training.audio import AudioObjective, LabelledSound
+from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr, to_unit
+from livetalk.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+STAGES = ("vae", "judges", "audio")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Clips of one split with their truth, on the training device. frames uint8 [N, T, H, W, 3]; tracks [N, T] each;
+    pcm [N, T * 1000]; classes [N, T] of the sound said; identity [N]; attributes [N, K] of the prompts."""
+
+    frames: Tensor
+    tracks: dict[str, Tensor]
+    pcm: Tensor
+    classes: Tensor
+    identity: Tensor
+    attributes: Tensor
+
+    def batch(self, chosen: Tensor, frames: slice = slice(None)) -> dict:
+        """What the judges train on (evaluation/objective.py)."""
+        return {
+            "frames": self.frames[chosen, frames],
+            "tracks": {name: track[chosen, frames] for name, track in self.tracks.items()},
+            "identity": self.identity[chosen],
+            "attributes": self.attributes[chosen],
+        }
+
+    def sound(self, mean: Tensor | None = None, scale: Tensor | None = None) -> LabelledSound:
+        """Labels for the audio encoder; curves standardised by their own statistics, or by those of another pool."""
+        curves = torch.stack([self.tracks["mouth_open"], self.tracks["mouth_width"]], dim=-1)
+        mean = curves.mean((0, 1)) if mean is None else mean
+        scale = curves.std((0, 1)) if scale is None else scale
+        return LabelledSound(self.pcm, self.classes, (curves - mean) / scale)
+
+
+def make_pool(world: World, split: str, count: int, frames: int, device: torch.device) -> Pool:
+    size = world.config.size
+    pictures = torch.empty(count, frames, size, size, 3, dtype=torch.uint8, device=device)
+    rows, started = [], time.monotonic()
+    for batch in world.stream(split, range(count), frames):
+        pictures[len(rows) : len(rows) + len(batch.takes)] = batch.frames
+        rows += zip(batch.takes, batch.tracks, strict=True)
+    seconds = time.monotonic() - started
+    log.info("%s: %d clips of %d frames, %.0f frames/s", split, count, frames, count * frames / seconds)
+
+    def stacked(values, dtype=np.float32) -> Tensor:
+        return torch.from_numpy(np.stack([np.asarray(value, dtype) for value in values])).to(device)
+
+    return Pool(
+        frames=pictures,
+        tracks={name: stacked(tracks[name] for _, tracks in rows) for name in (*TRACKS, "speech")},
+        pcm=stacked(take.pcm for take, _ in rows),
+        classes=stacked((sound_classes(take.phones, frames) for take, _ in rows), np.int64),
+        identity=stacked((take.identity for take, _ in rows), np.int64),
+        attributes=stacked(attribute_vector(take.attributes) for take, _ in rows),
+    )
+
+
+class JudgesTraining:
+    """JudgesObjective on a pool, as the trainer wants it."""
+
+    def __init__(self, objective: JudgesObjective, pool: Pool, frames: int) -> None:
+        self.objective, self.pool, self.frames = objective, pool, frames
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"judges": self.objective}
+
+    def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        count, length = self.pool.frames.shape[:2]
+        device = self.pool.frames.device
+        # Pairs of excerpts of one clip give every identity a partner.
+        chosen = torch.randint(count, (batch,), generator=generator, device=device)
+        start = int(torch.randint(length - self.frames + 1, (1,), generator=generator, device=device))
+        return self.objective(self.pool.batch(chosen, slice(start, start + self.frames)), generator)
+
+
+def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
+    torch.manual_seed(run.vae_train.seed)
+    vae = WanVAE(run.vae).to(device, memory_format=torch.channels_last_3d if device.type == "cuda" else torch.preserve_format)
+    trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), run.vae_train, folder, device)
+    trainer.fit()
+    trained = {name.removeprefix("vae."): value for name, value in trainer.weights().items()}
+    vae.load_state_dict(trained)
+    sample = train.frames[: min(128, len(train.frames))]
+    mean, deviation = latent_statistics(vae, sample)
+    config = replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))
+    table = reconstruction(vae, held_out.frames)
+    log.info("vae: %s", table)
+    export_part(run.export, "vae", config, vae.state_dict(), Card.of(run, trainer, table))
+
+
+@torch.no_grad()
+def reconstruction(vae: WanVAE, frames: Tensor, chunk: int = 4) -> dict[str, float]:
+    """PSNR in dB over held-out clips, mean over clips."""
+    values = []
+    for part in frames.split(chunk):
+        video = to_unit(part)
+        decoded = vae.decode_raw(vae.posterior(video)[0]).float().clamp(-1, 1)
+        values += [psnr((decoded - video)[i].square().mean()).item() for i in range(len(part))]
+    return {"reconstruction PSNR on dev, dB": float(np.mean(values))}
+
+
+def train_judges(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
+    torch.manual_seed(run.judges_train.seed)
+    judges = Judges(replace(run.judges, attributes=ATTRIBUTES))
+    objective = JudgesObjective(judges, run.judges_objective).to(device)
+    chosen = torch.arange(min(256, len(train.frames)), device=device)
+    objective.calibrate([train.batch(chosen)])
+    frames = min(run.judges_frames, train.frames.shape[1])
+    trainer = Trainer(JudgesTraining(objective, train, frames), run.judges_train, folder, device)
+    trainer.fit()
+    objective.load_state_dict({name.removeprefix("judges.", ): value for name, value in trainer.weights().items()})
+    parts = torch.arange(len(held_out.frames), device=device).split(16)
+    table = objective.eval().evaluate([held_out.batch(part) for part in parts])
+    log.info("judges: %s", table)
+    export_part(run.export, "judges", judges.config, judges.state_dict(), Card.of(run, trainer, table))
+
+
+def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
+    torch.manual_seed(run.audio_train.seed)
+    encoder = AudioEncoder(run.audio).to(device)
+    heads = AudioHeads(run.audio.channels, SOUND_CLASSES).to(device)
+    sound = train.sound()
+    trainer = Trainer(AudioObjective(encoder, heads, sound, run.audio_training), run.audio_train, folder, device)
+    trainer.fit()
+    for name, module in (("encoder", encoder), ("heads", heads)):
+        module.load_state_dict(
+            {key.removeprefix(f"{name}."): value for key, value in trainer.weights().items() if key.startswith(f"{name}.")}
+        )
+    curves = torch.stack([train.tracks["mouth_open"], train.tracks["mouth_width"]], dim=-1)
+    table = audio_training.figures(encoder, heads, held_out.sound(curves.mean((0, 1)), curves.std((0, 1))))
+    log.info("audio: %s", table)
+    export_part(run.export, "audio", run.audio, encoder.state_dict(), Card.of(run, trainer, table))
+
+
+def train_nano(run: NanoRun, dry_run: bool = False) -> None:
+    """Runs the stages from `run.first` to `run.last`."""
+    chosen = _stages(run)
+    device = device_of(run.device)
+    folder = Path("runs") / run.name
+    print(f"train_nano: {run.name} on {device}, stages {', '.join(chosen)}, checkpoints in {folder}")
+    workers = run.workers or min(16, os.cpu_count() or 1)
+    with World(run.world, device=device, workers=workers if run.clips > 64 else 0) as world:
+        train = make_pool(world, "train", run.clips, run.frames, device)
+        held_out = make_pool(world, "dev", run.held_out, run.frames, device)
+    stages = {"vae": train_vae, "judges": train_judges, "audio": train_audio}
+    for stage in chosen:
+        started = time.monotonic()
+        stages[stage](run, train, held_out, folder / stage, device)
+        log.info("stage %s took %.1f s", stage, time.monotonic() - started)
+    print(f"weights: {run.export}")
+
+
+def _stages(run: NanoRun) -> tuple[str, ...]:
+    for name in (run.first, run.last):
+        if name not in STAGES:
+            raise ValueError(f"stage {name!r} is unknown: choose from {', '.join(STAGES)}")
+    chosen = STAGES[STAGES.index(run.first) : STAGES.index(run.last) + 1]
+    if not chosen:
+        raise ValueError(f"first={run.first} comes after last={run.last}: the order is {', '.join(STAGES)}")
+    return chosen

@@ -1,0 +1,129 @@
+"""Clips encoded once for training: latents, audio features and prompts, in shards on disk.
+
+A folder holds shard-NNNNN.safetensors files and index.json. Shards are written under a temporary name and renamed, so
+an interrupted run goes on where it stopped; the index says from what they were made, and a mismatch is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Excerpts:
+    """Some clips of equal length before encoding: frames uint8 [n, T, H, W, 3], pcm [n, T * 1000], a prompt each."""
+
+    frames: Tensor
+    pcm: Tensor
+    prompts: list[str]
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """N clips of F latents, T = 4F - 3 frames: latents [N, 16, F, h, w], audio [N, T, C], a prompt each.
+
+    Latent 0 of a clip depends on its first frame alone, so it is the reference image's latent too.
+    """
+
+    latents: Tensor
+    audio: Tensor
+    prompts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: torch.device | str) -> EncodedClips:
+        return EncodedClips(self.latents.to(device), self.audio.to(device), self.prompts)
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """A short hash of weights, to tell which encoders made a folder."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().sum().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def encode_excerpts(excerpts: Excerpts, vae: nn.Module, audio: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Latents and audio features as bfloat16; the VAE runs in `dtype`."""
+    device = next(vae.parameters()).device
+    frames = excerpts.frames.to(device, non_blocking=True)
+    video = frames.permute(0, 4, 1, 2, 3).to(dtype).div(127.5).sub(1)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        latents = vae.encode(video)
+    features = audio.features(excerpts.pcm.to(device).float(), frames=frames.shape[1])
+    return {"latents": latents.bfloat16(), "audio": features.bfloat16()}
+
+
+def write(
+    folder: Path, count: int, shard: int, source: dict, make: Callable[[int, int], tuple[dict[str, Tensor], list[str]]]
+) -> None:
+    """Fills `folder` with `count` clips. make(start, stop) gives the tensors and prompts of clips start .. stop-1.
+
+    source: JSON-able description of what the clips are made from. Raises ValueError if the folder holds others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / INDEX
+    description = {"count": count, "shard": shard, **source}
+    if index.exists() and json.loads(index.read_text()) != description:
+        raise ValueError(f"{folder} holds clips made with other settings: remove it or name another folder")
+    _replace(index, lambda path: path.write_text(json.dumps(description, indent=1)))
+    started, done = time.monotonic(), 0
+    for start in range(0, count, shard):
+        path = folder / f"shard-{start // shard:05d}.safetensors"
+        stop = min(start + shard, count)
+        if path.exists():
+            continue
+        tensors, prompts = make(start, stop)
+        tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
+        _replace(path, lambda to, t=tensors, p=prompts: save_file(t, to, {"prompts": json.dumps(p)}))
+        done += stop - start
+        rate = done / (time.monotonic() - started)
+        log.info("encoded %d/%d clips, %.1f clips/s, %.1f min left", stop, count, rate, (count - stop) / rate / 60)
+
+
+def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    write_to(partial)
+    os.replace(partial, path)
+
+
+def shards(folder: Path) -> Iterator[Path]:
+    """The shards of a complete folder. Raises ValueError if some are missing."""
+    index = Path(folder) / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder} holds no encoded clips: run bash scripts/train_teacher.sh to make them")
+    description = json.loads(index.read_text())
+    want = -(-description["count"] // description["shard"])
+    found = sorted(Path(folder).glob("shard-*.safetensors"))
+    if len(found) != want:
+        raise ValueError(f"{folder} holds {len(found)} of {want} shards: run the command that encodes clips again")
+    yield from found
+
+
+def load(folder: Path) -> EncodedClips:
+    latents, audio, prompts = [], [], []
+    for path in shards(folder):
+        with safe_open(path, "pt") as file:
+            latents.append(file.get_tensor("latents"))
+            audio.append(file.get_tensor("audio"))
+            prompts += json.loads(file.metadata()["prompts"])
+    return EncodedClips(torch.cat(latents), torch.cat(audio), prompts)
