@@ -11,7 +11,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from livetalk.data.world.take import WorldConfig
+from livetalk.evaluation.judges import JudgesConfig
+from livetalk.evaluation.objective import ObjectiveConfig
 from livetalk.geometry import Geometry
+from livetalk.models.audio import AudioConfig
+from livetalk.models.dit import DiTConfig
+from livetalk.models.text import TextConfig
+from livetalk.models.vae import VAEConfig
+from livetalk.training.audio import AudioTrainingConfig
+from livetalk.training.autoencoder import AutoencoderConfig
+from livetalk.training.teacher import FlowMatchingConfig
+from livetalk.training.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,58 @@ class InferenceRun:
     causal: CausalSampling = CausalSampling()
 
 
-RUNS: dict[str, type] = {"inference": InferenceRun}
+@dataclass(frozen=True)
+class NanoRun:
+    """`scripts/train_nano.sh`: VAE, judges and audio encoder of the nano family, from a pool of rendered clips.
+
+    first, last: stages to run; clips, held_out: clips of the training and dev splits, `frames` frames long.
+    """
+
+    run: str = "train_nano"
+    name: str = "nano"
+    family: str = "livetalk/assets/nano"
+    device: str = "auto"
+    first: str = "vae"
+    last: str = "audio"
+    clips: int = 1024
+    held_out: int = 128
+    frames: int = 81
+    world: WorldConfig = WorldConfig()
+    vae: VAEConfig = VAEConfig(base_dim=16)
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    vae_train: TrainConfig = TrainConfig()
+    judges: JudgesConfig = JudgesConfig()
+    judges_objective: ObjectiveConfig = ObjectiveConfig()
+    judges_frames: int = 32
+    judges_train: TrainConfig = TrainConfig()
+    audio: AudioConfig = AudioConfig.nano()
+    audio_training: AudioTrainingConfig = AudioTrainingConfig()
+    audio_train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class TeacherRun:
+    """`scripts/train_teacher.sh`: the bidirectional teacher and its text encoder, by flow matching.
+
+    family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames, longer
+    than a window of flow.latents, so that windows can continue others.
+    """
+
+    run: str = "train_teacher"
+    name: str = "nano"
+    family: str = "livetalk/assets/nano"
+    device: str = "auto"
+    clips: int = 4096
+    clip_latents: int = 25
+    shard: int = 256
+    world: WorldConfig = WorldConfig()
+    dit: DiTConfig = DiTConfig.nano()
+    text: TextConfig = TextConfig.nano()
+    flow: FlowMatchingConfig = FlowMatchingConfig()
+    train: TrainConfig = TrainConfig()
+
+
+RUNS: dict[str, type] = {"inference": InferenceRun, "train_nano": NanoRun, "train_teacher": TeacherRun}
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}
 
 

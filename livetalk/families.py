@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,31 @@ class CausalSampler:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One network of a model: how to build it, where its weights lie, and our names for theirs."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    source: Path
+    rename: Callable[[str], tuple[str, ...]] = lambda name: (name,)
+    tokenizer: Path | None = None
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The network with its weights. Raises ValueError for weights that are missing or do not fit."""
+        with torch.device("meta"):
+            module = self.build()
+        try:
+            load_into(module, tensors_of(self.source), dtype=dtype, device=device, rename=self.rename)
+        except ValueError as error:
+            raise ValueError(f"{self.name} weights in {self.source}: {error}") from error
+        if isinstance(module, WanVAE):
+            module.set_statistics()
+        if self.tokenizer is not None:
+            module.tokenizer = load_tokenizer(self.tokenizer)
+        return module.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
 class Published:
     """A published model: its generator's file below pretrained_checkpoints/, its sizes, and how it is sampled."""
 
@@ -121,43 +147,63 @@ PUBLISHED = {
     "omniavatar-1.3b": Published("OmniAvatar_merged/OmniAvatar-1.3B.safetensors", DiTConfig.wan_1_3b(), "teacher"),
     "omniavatar-14b": Published("OmniAvatar_merged/OmniAvatar-14B.safetensors", DiTConfig.wan_14b(), "teacher"),
 }
-PUBLISHED_VAE = "Wan2.1-T2V-1.3B/Wan2.1_VAE.pth"
-PUBLISHED_TEXT = "Wan2.1-T2V-1.3B/models_t5_umt5-xxl-enc-bf16.pth"
-PUBLISHED_TOKENIZER = "Wan2.1-T2V-1.3B/google/umt5-xxl"
-PUBLISHED_AUDIO = "wav2vec2"
+GENERATORS = {"teacher": "teacher", "causal": "student"}
 
 
-def require_weights(run: InferenceRun) -> None:
-    """Raises ValueError unless the model of a run is known and everything it needs is there."""
-    if run.model in PUBLISHED:
-        _require_published(run.model, run.sampler)
-        return
+def parts_of(run: InferenceRun) -> list[Part]:
+    """vae, audio, text and generator of a run's model. Raises ValueError for a model or sampler that is not known."""
+    if run.sampler not in GENERATORS:
+        raise ValueError(f"sampler {run.sampler!r} is not known: use {' or '.join(GENERATORS)}")
+    return _published_parts(run) if run.model in PUBLISHED else _family_parts(run)
+
+
+def _published_parts(run: InferenceRun) -> list[Part]:
+    published, base = PUBLISHED[run.model], CHECKPOINTS / "Wan2.1-T2V-1.3B"
+    if run.sampler != published.sampler:
+        raise ValueError(f"sampler {run.sampler!r} does not fit model {run.model}: use sampler={published.sampler}")
+    return [
+        Part("vae", lambda: WanVAE(VAEConfig()), base / "Wan2.1_VAE.pth"),
+        Part(
+            "audio",
+            lambda: AudioEncoder(AudioConfig.wav2vec2_base()),
+            CHECKPOINTS / "wav2vec2",
+            rename=lambda name: tuple(audio_names([name])),
+        ),
+        Part(
+            "text",
+            lambda: TextEncoder(TextConfig.umt5_xxl()),
+            base / "models_t5_umt5-xxl-enc-bf16.pth",
+            rename=text_names,
+            tokenizer=base / "google" / "umt5-xxl",
+        ),
+        Part("generator", lambda: WanDiT(published.config), CHECKPOINTS / published.generator),
+    ]
+
+
+def _family_parts(run: InferenceRun) -> list[Part]:
     folder = _family_folder(run.model)
-    generator = "teacher" if run.sampler == "teacher" else "student"
+    generator = GENERATORS[run.sampler]
     missing = [name for name in ("vae", "audio", "text", generator) if not (folder / name / "config.json").is_file()]
-    if missing and run.model == "nano":
-        raise ValueError(
-            f"model nano: no weights for {', '.join(missing)} in {folder}: train them with bash scripts/train_nano.sh"
-        )
     if missing:
-        raise ValueError(f"model {run.model}: its folder lacks {', '.join(f'{name}/config.json' for name in missing)}")
-
-
-def _require_published(model: str, sampler: str) -> None:
-    published = PUBLISHED[model]
-    if sampler != published.sampler:
-        raise ValueError(f"sampler {sampler!r} does not fit model {model}: use sampler={published.sampler}")
-    needed = (published.generator, PUBLISHED_VAE, PUBLISHED_TEXT, PUBLISHED_TOKENIZER, PUBLISHED_AUDIO)
-    missing = [name for name in needed if not (CHECKPOINTS / name).exists()]
-    if missing:
-        how = "bash scripts/download.sh" + (" and bash scripts/merge_lora.sh" if published.sampler == "teacher" else "")
-        raise ValueError(
-            f"model {model}: {', '.join(missing)} not found in {CHECKPOINTS.name}/: get the weights with {how}"
+        remedy = (
+            "train them with bash scripts/train_nano.sh" if run.model == "nano" else "name a folder of a whole family"
         )
+        raise ValueError(f"model {run.model}: no weights for {', '.join(missing)} in {folder}: {remedy}")
+
+    def part(name: str, module: Callable[[Any], nn.Module], config: type, folder: Path, **more: Path) -> Part:
+        sizes = read_config(folder / "config.json", config)
+        return Part(name, lambda: module(sizes), folder, **more)
+
+    return [
+        part("vae", WanVAE, VAEConfig, folder / "vae"),
+        part("audio", AudioEncoder, AudioConfig, folder / "audio"),
+        part("text", TextEncoder, TextConfig, folder / "text", tokenizer=folder / "text" / "tokenizer.json"),
+        part("generator", WanDiT, DiTConfig, folder / generator),
+    ]
 
 
 def _family_folder(model: str) -> Path:
-    if (SHIPPED / "nano").name == model:
+    if model == "nano":
         return SHIPPED / "nano"
     if not Path(model).is_dir():
         known = ["nano", *PUBLISHED]
@@ -165,6 +211,24 @@ def _family_folder(model: str) -> Path:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}, or a folder of weights"
         raise ValueError(f"model {model!r} is not known: {hint}")
     return Path(model)
+
+
+def read_config(path: Path, kind: type) -> Any:
+    """A component's frozen config from the config.json beside its weights. Raises ValueError if it is another's."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a {kind.__name__}: {error}") from error
+
+
+def require_weights(run: InferenceRun) -> None:
+    """Raises ValueError unless everything a run's model needs is there, with how to get it."""
+    missing = [path for part in parts_of(run) for path in (part.source, part.tokenizer) if path and not path.exists()]
+    if missing:
+        names = ", ".join(str(path.relative_to(CHECKPOINTS.parent)) for path in missing)
+        how = "bash scripts/download.sh" + (" and bash scripts/merge_lora.sh" if run.sampler == "teacher" else "")
+        raise ValueError(f"model {run.model} needs {names}: get the weights with {how}")
 
 
 # Assembly
@@ -195,3 +259,67 @@ def device_and_precision(run: InferenceRun) -> tuple[torch.device, torch.dtype]:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not known: use auto, {' or '.join(PRECISIONS)}")
     return device, PRECISIONS[precision]
+
+
+def load_pipeline(run: InferenceRun, progress: Progress = no_progress) -> LiveTalkPipeline:
+    """Loads every part of a run's model and puts them together. Raises ValueError for what is missing or wrong."""
+    device, dtype = device_and_precision(run)
+    require_weights(run)
+    parts = parts_of(run)
+    modules = {}
+    for done, part in enumerate(parts):
+        progress("loading", done, len(parts))
+        modules[part.name] = part.load(device, dtype)
+    progress("loading", len(parts), len(parts))
+    return LiveTalkPipeline(
+        modules["vae"],
+        modules["audio"],
+        modules["text"],
+        sampler_of(run, modules["generator"], modules["text"]),
+        run.geometry,
+        notice=NANO_NOTICE if run.model == "nano" else "",
+        settings=flat(run),
+    )
+
+
+def sampler_of(run: InferenceRun, dit: WanDiT, text: nn.Module) -> Sampler:
+    if run.sampler == "causal":
+        return CausalSampler(dit, run.geometry, run.causal)
+    return TeacherSampler(dit, text, run.geometry, run.teacher)
+
+
+def memory_report(run: InferenceRun) -> str:
+    """What a run would take, in GiB, from modules built on the meta device; the last line is the total.
+
+    Parameters and the cache are exact. Working memory is an estimate from above: the widest tensors of a transformer
+    pass and of a decoder step that are alive together.
+    """
+    _, dtype = device_and_precision(run)
+    with torch.device("meta"):
+        modules = {part.name: part.build() for part in parts_of(run)}
+        rows = {name: _bytes(module, dtype) for name, module in modules.items()}
+        rows |= _working_bytes(run, modules, dtype)
+    lines = [
+        f"{run.model}, {run.sampler}, {run.geometry.width}x{run.geometry.height}, {str(dtype).removeprefix('torch.')}"
+    ]
+    lines += [f"{name:<24}{size / 2**30:8.2f} GiB" for name, size in rows.items()]
+    return "\n".join([*lines, f"total memory: {sum(rows.values()) / 2**30:.2f} GiB"])
+
+
+def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
+    return sum(value.numel() for value in module.state_dict().values()) * dtype.itemsize
+
+
+def _working_bytes(run: InferenceRun, modules: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, int]:
+    geometry, dit, vae = run.geometry, modules["generator"], modules["vae"]
+    causal = run.sampler == "causal"
+    rows = {}
+    if causal:
+        cache = CausalSampler(dit, geometry, run.causal).new_cache(dtype, "meta")
+        rows["key-value cache"] = (cache.keys.numel() + cache.values.numel()) * dtype.itemsize
+    latents = geometry.block if causal else geometry.clip_latents
+    tokens = latents * geometry.tokens_per_frame
+    rows["transformer pass"] = tokens * (8 * dit.config.dim + 2 * dit.config.ffn_dim) * dtype.itemsize
+    pixels = geometry.block * TIME_STRIDE * geometry.height * geometry.width
+    rows["decoder step"] = pixels * 6 * vae.config.base_dim * dtype.itemsize
+    return rows

@@ -9,7 +9,7 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 LIVETALK_TORCH="2.13.0"
 
-_fail() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
+_fail() { printf "set-up: %s\n" "$*" >&2; exit 2; }
 _say() { printf 'set-up: %s\n' "$*"; }
 
 # Whether "$1" runs, is Python 3.11 or newer, and can make environments.

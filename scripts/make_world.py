@@ -1,12 +1,9 @@
 """The command behind scripts/make_world.sh: see --help."""
 
-from __future__ import annotations
-
 import sys
 
 from livetalk import config
 from livetalk.cli import run_command
-from livetalk.data.world_samples import WorldSamples, write_samples
 
 KEYS = """
 split=NAME             train, dev, test or test-voice2 (test spoken by the second engine)
@@ -18,13 +15,18 @@ world.engine=NAME      espeak, flite, or tone (needs nothing)
 """
 
 
-def make_world(settings: WorldSamples, dry_run: bool) -> None:
-    if dry_run:
-        print(f"would write {settings.clips} clips of {settings.frames} frames to {settings.output}")
-        return
-    print(write_samples(settings))
+def main() -> int:
+    from livetalk.data.world_samples import WorldSamples, write_samples
+
+    def act(settings: WorldSamples, dry_run: bool) -> None:
+        if dry_run:
+            print(f"would write {settings.clips} clips of {settings.frames} frames to {settings.output}")
+        else:
+            print(write_samples(settings))
+
+    config.RUNS["make_world"] = WorldSamples
+    return run_command("make_world", "Writes sample clips of the synthetic world.", act, help_keys=KEYS)
 
 
 if __name__ == "__main__":
-    config.RUNS["make_world"] = WorldSamples
-    sys.exit(run_command("make_world", "Writes sample clips of the synthetic world.", make_world, help_keys=KEYS))
+    sys.exit(main())

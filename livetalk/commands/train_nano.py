@@ -105,7 +105,7 @@ class JudgesTraining:
 
 def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
     torch.manual_seed(run.vae_train.seed)
-    vae = WanVAE(run.vae).to(device, memory_format=torch.channels_last_3d if device.type == "cuda" else torch.preserve_format)
+    vae = WanVAE(run.vae).to(device)
     trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), run.vae_train, folder, device)
     trainer.fit()
     trained = {name.removeprefix("vae."): value for name, value in trainer.weights().items()}
@@ -115,7 +115,7 @@ def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: t
     config = replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))
     table = reconstruction(vae, held_out.frames)
     log.info("vae: %s", table)
-    export_part(run.export, "vae", config, vae.state_dict(), Card.of(run, trainer, table))
+    export_part(run.family, "vae", config, vae.state_dict(), Card.of(run, trainer, table))
 
 
 @torch.no_grad()
@@ -138,11 +138,11 @@ def train_judges(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device
     frames = min(run.judges_frames, train.frames.shape[1])
     trainer = Trainer(JudgesTraining(objective, train, frames), run.judges_train, folder, device)
     trainer.fit()
-    objective.load_state_dict({name.removeprefix("judges.", ): value for name, value in trainer.weights().items()})
+    objective.load_state_dict({name.removeprefix("judges."): value for name, value in trainer.weights().items()})
     parts = torch.arange(len(held_out.frames), device=device).split(16)
     table = objective.eval().evaluate([held_out.batch(part) for part in parts])
     log.info("judges: %s", table)
-    export_part(run.export, "judges", judges.config, judges.state_dict(), Card.of(run, trainer, table))
+    export_part(run.family, "judges", judges.config, judges.state_dict(), Card.of(run, trainer, table))
 
 
 def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
@@ -159,7 +159,7 @@ def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device:
     curves = torch.stack([train.tracks["mouth_open"], train.tracks["mouth_width"]], dim=-1)
     table = audio_training.figures(encoder, heads, held_out.sound(curves.mean((0, 1)), curves.std((0, 1))))
     log.info("audio: %s", table)
-    export_part(run.export, "audio", run.audio, encoder.state_dict(), Card.of(run, trainer, table))
+    export_part(run.family, "audio", run.audio, encoder.state_dict(), Card.of(run, trainer, table))
 
 
 def train_nano(run: NanoRun, dry_run: bool = False) -> None:
@@ -168,7 +168,7 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
     device = device_of(run.device)
     folder = Path("runs") / run.name
     print(f"train_nano: {run.name} on {device}, stages {', '.join(chosen)}, checkpoints in {folder}")
-    workers = run.workers or min(16, os.cpu_count() or 1)
+    workers = min(16, os.cpu_count() or 1)
     with World(run.world, device=device, workers=workers if run.clips > 64 else 0) as world:
         train = make_pool(world, "train", run.clips, run.frames, device)
         held_out = make_pool(world, "dev", run.held_out, run.frames, device)
@@ -177,7 +177,7 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
         started = time.monotonic()
         stages[stage](run, train, held_out, folder / stage, device)
         log.info("stage %s took %.1f s", stage, time.monotonic() - started)
-    print(f"weights: {run.export}")
+    print(f"weights: {run.family}")
 
 
 def _stages(run: NanoRun) -> tuple[str, ...]:

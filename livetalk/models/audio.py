@@ -95,6 +95,23 @@ class AudioConfig:
         )
 
 
+    @classmethod
+    def from_published(cls, settings: dict) -> AudioConfig:
+        """From transformers' argument names, without normalisation of the sound."""
+        return cls(
+            hidden=settings["hidden_size"],
+            layers=settings["num_hidden_layers"],
+            heads=settings["num_attention_heads"],
+            ffn=settings["intermediate_size"],
+            conv_dim=tuple(settings["conv_dim"]),
+            conv_norm=settings["feat_extract_norm"],
+            pos_kernel=settings["num_conv_pos_embeddings"],
+            pos_groups=settings["num_conv_pos_embedding_groups"],
+            pre_norm=settings["do_stable_layer_norm"],
+            normalise=False,
+        )
+
+
 class AudioEncoder(nn.Module):
     """A wav2vec2 that answers `features(pcm, frames)`; parameters are those of transformers under `model.`."""
 
@@ -102,6 +119,10 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Wav2Vec2Model(_transformers_config(config))
+
+    def load_published(self, weights: dict[str, Tensor]) -> None:
+        """Loads weights under the names of a published file, strictly."""
+        self.load_state_dict({ours: weights[name] for ours, name in published_names(weights).items()}, strict=True)
 
     def features(self, pcm: Tensor, frames: int) -> Tensor:
         """Features [B, T, C] of `frames` video frames from sound [B, S], where frame j hears the sound at j / 16 s.

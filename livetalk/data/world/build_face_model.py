@@ -49,7 +49,9 @@ def read_landmarks(path: Path) -> np.ndarray:
         raise ValueError(f"{path} has no list {LANDMARKS!r}: use an unchanged clone of ICT-FaceKit")
     landmarks = np.array(indices[LANDMARKS], np.int64)
     if landmarks.shape != (68,):
-        raise ValueError(f"{path} lists {len(landmarks)} landmarks instead of 68: use an unchanged clone of ICT-FaceKit")
+        raise ValueError(
+            f"{path} lists {len(landmarks)} landmarks instead of 68: use an unchanged clone of ICT-FaceKit"
+        )
     return landmarks
 
 
@@ -59,7 +61,9 @@ def _offsets(folder: Path, name: str, neutral: np.ndarray) -> np.ndarray:
         raise ValueError(f"{path} does not exist: use a complete clone of ICT-FaceKit")
     vertices, _, _ = read_obj(path)
     if vertices.shape != neutral.shape:
-        raise ValueError(f"{path} has {len(vertices)} vertices, the neutral head {len(neutral)}: use an unchanged clone")
+        raise ValueError(
+            f"{path} has {len(vertices)} vertices, the neutral head {len(neutral)}: use an unchanged clone"
+        )
     return (vertices - neutral).astype(np.float16)
 
 
@@ -75,7 +79,9 @@ def pack(clone: Path) -> dict[str, np.ndarray]:
     neutral, triangles, materials = read_obj(start)
     unknown = sorted(set(materials) - set(MATERIALS))
     if unknown:
-        raise ValueError(f"{start} uses the unknown materials {', '.join(unknown)}: use an unchanged clone of ICT-FaceKit")
+        raise ValueError(
+            f"{start} uses the unknown materials {', '.join(unknown)}: use an unchanged clone of ICT-FaceKit"
+        )
     identities = sorted(path.stem for path in folder.glob("identity*.obj"))
     if not identities:
         raise ValueError(f"{folder} holds no identity*.obj: use a complete clone of ICT-FaceKit")

@@ -71,6 +71,7 @@ _REST_AFTER = 0.09  # seconds: a shorter gap between sounds belongs to its neigh
 _REACH = {"jaw": (0.042, 0.036), "lips": (0.052, 0.038)}
 _SHORTEST_CONTACT = 0.070  # more than the 62.5 ms of a frame
 _CLOSING, _OPENING = 0.055, 0.045
+_SEAL = 0.035  # mouthClose at rest: the neutral lips of many identities are a hair apart and show the teeth
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def mouth_curves(phones, seconds: np.ndarray, style: Style) -> dict[str, np.ndar
     jaw = jaw * (1.0 - 0.8 * lips) * (1.0 - 0.7 * teeth) + 0.04 * lips + 0.05 * teeth
     curves = {
         "jawOpen": jaw,
-        "mouthClose": 0 * jaw * np.maximum(lips, 0.6 * teeth),
+        "mouthClose": jaw * np.maximum(lips, 0.6 * teeth) + _SEAL * np.clip(1.0 - jaw / 0.08, 0.0, 1.0),
         "mouthPucker": pucker * (1.0 - 0.3 * teeth),
         "mouthFunnel": funnel * open_,
         "mouthStretch": stretch * (1.0 - 0.4 * lips),

@@ -1,5 +1,7 @@
 """Colours of the head's own vertices: skin, lips, brows, lids, mouth interior; and the eyeballs."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from livetalk.data.world.appearance import Look
@@ -26,15 +28,82 @@ def neck_follow(neutral: np.ndarray) -> np.ndarray:
     return np.where(neutral[:, 2] > 6.5, 1.0, smoothstep(-14.0, -7.5, neutral[:, 1]))
 
 
-def paint_head(model: FaceModel, look: Look, positions: np.ndarray) -> Part:
-    """The head at positions [V, 3]; where colours lie is decided on the neutral head, the same for every identity."""
-    neutral = model.neutral.astype(np.float64)
-    albedo = np.empty((len(neutral), 3))
-    occlusion = np.ones(len(neutral))
-    gloss = np.zeros(len(neutral))
-    skin = model.kind == Kind.SKIN
-    albedo[skin], occlusion[skin], gloss[skin] = _skin(model, look, neutral, skin)
-    depth = smoothstep(3.0, 10.8, neutral[:, 2])
+@dataclass(frozen=True)
+class FaceMap:
+    """Where colours lie on a model's skin, the same for every identity: weights in [0, 1] and distances in units, over
+    the S skin vertices; lists hold one array a side, the speaker's left first."""
+
+    skin: np.ndarray  # bool [V]
+    points: np.ndarray  # [S, 3]
+    follow: np.ndarray  # [V], see neck_follow
+    cheeks: np.ndarray
+    nose: np.ndarray
+    ears: np.ndarray
+    beard: np.ndarray
+    eye_hollow: np.ndarray
+    lips: np.ndarray
+    lip_line: np.ndarray
+    open: np.ndarray  # share of the light that reaches a vertex
+    brow_gap: list[np.ndarray]  # distance over the brow's taper
+    upper_lid: np.ndarray
+    lower_lid: np.ndarray
+
+    @classmethod
+    def of(cls, model: FaceModel) -> "FaceMap":
+        neutral = model.neutral.astype(np.float64)
+        skin = model.kind == Kind.SKIN
+        points, marks = neutral[skin], neutral[model.landmarks]
+        x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
+        sides = ((1, marks[42:48], marks[22:27]), (-1, marks[36:42], marks[17:22]))
+        cheeks = np.minimum(*(np.linalg.norm(points - (side * 4.6, -0.8, 8.5), axis=1) for side in (-1, 1)))
+        hollow = [np.linalg.norm((points - eye.mean(0)) * (0.8, 1.1, 0.6), axis=1) for _, eye, _ in sides]
+        nostril = [np.linalg.norm(points - (marks[33] + (side * 0.62, 0.18, -0.35)), axis=1) for side, _, _ in sides]
+        lips = _lips(points, marks)
+        inside = smoothstep(0.05, 0.7, marks[62, 2] - z) * (x < 1.6) * lips
+        shade = 1 - 0.3 * smoothstep(-6.8, -8.6, y) * smoothstep(8.5, 6.0, z)
+        shade *= (1 - 0.75 * smoothstep(0.62, 0.25, np.minimum(*nostril))) * (1 - 0.4 * inside)
+        beard = smoothstep(0.0, -2.8, y + 0.16 * x) * smoothstep(-9.5, -7.5, y) * smoothstep(0.5, 3.5, z)
+        return cls(
+            skin=skin,
+            points=points,
+            follow=neck_follow(neutral),
+            cheeks=smoothstep(3.2, 0.6, cheeks),
+            nose=smoothstep(1.9, 0.5, np.linalg.norm(points - marks[30], axis=1)),
+            ears=smoothstep(7.4, 8.8, x) * (y > -3),
+            beard=beard,
+            eye_hollow=smoothstep(2.3, 0.9, np.minimum(*hollow)),
+            lips=lips,
+            lip_line=smoothstep(0.34, 0.06, distance_to_polyline(points, marks[60:65])[0]),
+            open=shade,
+            brow_gap=[_brow_gap(points, line) for _, _, line in sides],
+            upper_lid=np.minimum(*(distance_to_polyline(points, eye[:4])[0] for _, eye, _ in sides)),
+            lower_lid=np.minimum(*(distance_to_polyline(points, eye[[0, 5, 4, 3]])[0] for _, eye, _ in sides)),
+        )
+
+
+def _brow_gap(points: np.ndarray, line: np.ndarray) -> np.ndarray:
+    gap, along = distance_to_polyline(points, line - (0, 0.12, 0))
+    outer = along if line[-1, 0] > 0 else 1 - along
+    inner = smoothstep(0.7, 1.5, np.abs(points[:, 0]))
+    return gap / (1.05 - 0.45 * outer) + 9 * (1 - inner)
+
+
+def _lips(points: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    outline = smooth_loop(marks[48:60, :2])
+    near = (points[:, 2] > marks[48, 2] - 1.2) & (np.linalg.norm(points - marks[62], axis=1) < 4)
+    signed = np.full(len(points), -1.0)
+    signed[near] = inside_polygon(points[near, :2], outline)
+    return smoothstep(-0.1, 0.16, signed)
+
+
+def paint_head(model: FaceModel, where: FaceMap, look: Look, positions: np.ndarray) -> Part:
+    """The head at positions [V, 3] in the look's colours."""
+    z = model.neutral[:, 2].astype(np.float64)
+    albedo = np.empty((len(z), 3))
+    occlusion = np.ones(len(z))
+    gloss = np.zeros(len(z))
+    skin = where.skin
+    albedo[skin], occlusion[skin], gloss[skin] = _skin(where, look)
     for kind, colour, front, back in (
         (Kind.TEETH, TEETH, 0.95, 0.35),
         (Kind.GUM, GUM, 0.6, 0.2),
@@ -42,82 +111,37 @@ def paint_head(model: FaceModel, look: Look, positions: np.ndarray) -> Part:
     ):
         chosen = model.kind == kind
         albedo[chosen] = colour
-        occlusion[chosen] = back + (front - back) * smoothstep(7.8, 10.2, neutral[chosen, 2])
+        occlusion[chosen] = back + (front - back) * smoothstep(7.8, 10.2, z[chosen])
     mouth = model.kind == Kind.MOUTH
-    albedo[mouth] = MOUTH_BACK + (MOUTH_FRONT - MOUTH_BACK) * (depth[mouth] ** 3)[:, None]
+    albedo[mouth] = MOUTH_BACK + (MOUTH_FRONT - MOUTH_BACK) * (smoothstep(3.0, 10.8, z[mouth]) ** 3)[:, None]
     occlusion[mouth] = 0.7
-    socket = model.kind == Kind.EYE_SOCKET
-    albedo[socket] = np.array(look.face.skin) * np.array([0.62, 0.42, 0.4])
-    gloss[(model.kind == Kind.TEETH)] = 0.15
-    return part(positions, model.triangles, albedo, neck_follow(neutral), occlusion, gloss)
+    albedo[model.kind == Kind.EYE_SOCKET] = np.array(look.face.skin) * (0.62, 0.42, 0.4)
+    gloss[model.kind == Kind.TEETH] = 0.15
+    return part(positions, model.triangles, albedo, where.follow, occlusion, gloss)
 
 
-def _skin(model: FaceModel, look: Look, neutral: np.ndarray, skin: np.ndarray):
-    face, points = look.face, neutral[skin]
-    marks = neutral[model.landmarks]
-    base = np.array(face.skin)
-    rng = np.random.default_rng(look.seed)
-    colour = np.tile(base, (len(points), 1)) * (1 + 0.025 * Noise(rng, 9)(points))[:, None]
-    occlusion = np.ones(len(points))
+def _skin(where: FaceMap, look: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colour [S, 3], occlusion [S] and gloss [S] of the skin."""
+    face, base = look.face, np.array(look.face.skin)
+    mottle = Noise(np.random.default_rng(look.seed), 9)(where.points)
+    colour = base * (1 + 0.025 * mottle)[:, None]
 
-    def blend(target, weight):
+    def blend(target, weight: np.ndarray) -> None:
         colour[:] += (np.asarray(target) - colour) * weight[:, None]
 
-    rosy = np.clip(base * np.array([1.02, 0.78, 0.76]), 0, 1)
-    cheeks = np.minimum(*(np.linalg.norm(points - (side * 4.6, -0.8, 8.5), axis=1) for side in (-1, 1)))
-    blend(rosy, face.blush * smoothstep(3.2, 0.6, cheeks))
-    blend(rosy, 0.35 * smoothstep(1.9, 0.5, np.linalg.norm(points - marks[30], axis=1)))
-    ears = smoothstep(7.4, 8.8, np.abs(points[:, 0])) * (points[:, 1] > -3)
-    blend(rosy, 0.5 * ears)
-
-    beard = smoothstep(0.0, -2.8, points[:, 1] + 0.16 * np.abs(points[:, 0])) * smoothstep(-9.5, -7.5, points[:, 1])
-    blend(np.array(look.hair.colour) * 0.6, face.stubble * beard * smoothstep(0.5, 3.5, points[:, 2]))
-
-    occlusion *= 1 - 0.3 * smoothstep(-6.8, -8.6, points[:, 1]) * smoothstep(8.5, 6.0, points[:, 2])
-    for side in (-1, 1):
-        eye = marks[42:48] if side > 0 else marks[36:42]
-        around = np.linalg.norm((points - eye.mean(0)) * (0.8, 1.1, 0.6), axis=1)
-        blend(base * (0.8, 0.68, 0.7), 0.45 * smoothstep(2.3, 0.9, around))
-        nostril = np.linalg.norm(points - (marks[33] + (side * 0.62, 0.18, -0.35)), axis=1)
-        occlusion *= 1 - 0.75 * smoothstep(0.62, 0.25, nostril)
-        _brow(blend, face, points, marks[22:27] if side > 0 else marks[17:22])
-        _lids(blend, face, points, eye)
-    gloss = 0.05 + 0.05 * smoothstep(2.5, 0.5, np.linalg.norm(points - marks[30], axis=1))
-    lips = _lips(blend, face, points, marks, occlusion)
-    return colour, occlusion, gloss + face.gloss * lips
-
-
-def _brow(blend, face, points: np.ndarray, line: np.ndarray) -> None:
-    gap, along = distance_to_polyline(points, line - (0, 0.12, 0))
-    outer = along if line[-1, 0] > 0 else 1 - along
-    width = face.brow_width * (1.05 - 0.45 * outer)
-    inner = smoothstep(0.7, 1.5, np.abs(points[:, 0]))
-    blend(face.brows, face.brow_weight * inner * smoothstep(1.5, 0.7, gap / width))
-
-
-def _lids(blend, face, points: np.ndarray, eye: np.ndarray) -> None:
-    upper, lower = eye[:4], eye[[0, 5, 4, 3]]
-    gap, _ = distance_to_polyline(points, upper)
-    blend((0.1, 0.06, 0.06), face.liner * smoothstep(0.3, 0.1, gap))
-    gap, _ = distance_to_polyline(points, lower)
-    blend((0.35, 0.2, 0.18), 0.45 * face.liner * smoothstep(0.22, 0.05, gap))
-
-
-def _lips(blend, face, points: np.ndarray, marks: np.ndarray, occlusion: np.ndarray) -> np.ndarray:
-    """Paint the lips and the line where they meet; returns their weight [V]."""
-    outline = smooth_loop(marks[48:60, :2])
-    near = (points[:, 2] > marks[48, 2] - 1.2) & (np.linalg.norm(points - marks[62], axis=1) < 4)
-    signed = np.full(len(points), -1.0)
-    signed[near] = inside_polygon(points[near, :2], outline)
-    lips = smoothstep(-0.1, 0.16, signed)
-    blend(face.lips, lips)
-    inner = np.concatenate([marks[60:65]])
-    gap, _ = distance_to_polyline(points, inner)
-    meet = smoothstep(0.34, 0.06, gap)
-    blend(np.array(face.lips) * (0.5, 0.36, 0.36), 0.85 * meet)
-    behind = smoothstep(0.05, 0.7, marks[62, 2] - points[:, 2]) * (np.abs(points[:, 0]) < 1.6) * lips
-    occlusion *= 1 - 0.4 * behind
-    return lips
+    rosy = np.clip(base * (1.02, 0.78, 0.76), 0, 1)
+    blend(rosy, face.blush * where.cheeks)
+    blend(rosy, 0.35 * where.nose)
+    blend(rosy, 0.5 * where.ears)
+    blend(np.array(look.hair.colour) * 0.6, face.stubble * where.beard)
+    blend(base * (0.8, 0.68, 0.7), 0.45 * where.eye_hollow)
+    for gap in where.brow_gap:
+        blend(face.brows, face.brow_weight * smoothstep(1.5, 0.7, gap / face.brow_width))
+    blend((0.1, 0.06, 0.06), face.liner * smoothstep(0.3, 0.1, where.upper_lid))
+    blend((0.35, 0.2, 0.18), 0.45 * face.liner * smoothstep(0.22, 0.05, where.lower_lid))
+    blend(face.lips, where.lips)
+    blend(np.array(face.lips) * (0.5, 0.36, 0.36), 0.85 * where.lip_line)
+    return colour, where.open, 0.05 + 0.05 * where.nose + face.gloss * where.lips
 
 
 def eyeball(centre: np.ndarray, radius: float, look: Look) -> Part:

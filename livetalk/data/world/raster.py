@@ -74,7 +74,7 @@ def visible_keys(points: Tensor, triangles: Tensor, two_sided: Tensor, samples: 
     width = extent[owner, 0]
     column = low[owner, 0] + step % width
     row = low[owner, 1] + step // width
-    plane = plane[owner]
+    plane = plane.index_select(0, owner)
     x = column.to(torch.float32) + 0.5 - plane[:, 0]
     y = row.to(torch.float32) + 0.5 - plane[:, 1]
     second = x * plane[:, 2] - y * plane[:, 3]
@@ -124,7 +124,7 @@ def shade(index: Tensor, points: Tensor, colours: Tensor, triangles: Tensor, bac
     slope_x = ((colour[..., 1, :] - base) * two[..., 1:] - (colour[..., 2, :] - base) * one[..., 1:]) / area
     slope_y = ((colour[..., 2, :] - base) * one[..., :1] - (colour[..., 1, :] - base) * two[..., :1]) / area
     table = torch.cat([origin, base, slope_x, slope_y], -1).view(-1, 11)
-    picked = table[frame * vertices + triangle]
+    picked = table.index_select(0, frame * vertices + triangle)
     x = column.to(torch.float32)[:, None] + 0.5 - picked[:, 0:1]
     y = row.to(torch.float32)[:, None] + 0.5 - picked[:, 1:2]
     lit = (picked[:, 2:5] + x * picked[:, 5:8] + y * picked[:, 8:11]).clamp(0, 1)

@@ -1,5 +1,7 @@
 """Looks and motions to frames and to exact geometric tracks."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -8,6 +10,7 @@ from torch import Tensor
 from livetalk.data.world.appearance import Look
 from livetalk.data.world.channels import CHANNEL, EXPRESSIONS
 from livetalk.data.world.face_model import FaceModel
+from livetalk.data.world.paint import FaceMap
 from livetalk.data.world.raster import shade, snap, visible
 from livetalk.data.world.scene import Scene, build_scene, identity_shape
 
@@ -42,6 +45,7 @@ class Renderer:
         self.supersample = supersample
         self.device = torch.device(device)
         self.frames_at_once = frames_at_once or (8 if self.device.type == "cpu" else 128)
+        self._face_map = FaceMap.of(model)
         self._expression = torch.from_numpy(model.expression.astype(np.float64)).to(self.device)
 
     @torch.no_grad()
@@ -54,10 +58,13 @@ class Renderer:
         frames = _checked(looks, motions)
         shape = (len(looks), frames, self.size, self.size, 3)
         video = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        for row, (look, motion) in enumerate(zip(looks, motions, strict=True)):
-            clip = _Clip(self, build_scene(self.model, look, self.size), look, motion)
-            for start in range(0, frames, self.frames_at_once):
-                video[row, start : start + self.frames_at_once] = clip.pixels(start, start + self.frames_at_once)
+        # One thread builds the next clips' scenes while the device renders this one.
+        with ThreadPoolExecutor(1) as builder:
+            scenes = builder.map(lambda look: build_scene(self.model, self._face_map, look, self.size), looks)
+            for row, (scene, look, motion) in enumerate(zip(scenes, looks, motions, strict=True)):
+                clip = _Clip(self, scene, look, motion)
+                for start in range(0, frames, self.frames_at_once):
+                    video[row, start : start + self.frames_at_once] = clip.pixels(start, start + self.frames_at_once)
         return video
 
     def tracks(self, looks: list[Look], motions: list) -> dict[str, np.ndarray]:
@@ -133,7 +140,7 @@ class _Clip:
         device = renderer.device
 
         def tensor(array, dtype=torch.float64) -> Tensor:
-            return torch.as_tensor(array).to(device, dtype)
+            return torch.as_tensor(np.array(array)).to(device, dtype)
 
         self.size, self.samples = renderer.size, renderer.size * renderer.supersample
         self.scene, self.camera = scene, look.camera

@@ -8,7 +8,7 @@ from livetalk.data.world.appearance import Look
 from livetalk.data.world.backdrop import backdrop
 from livetalk.data.world.face_model import FaceModel
 from livetalk.data.world.mesh import Part, incident_triangles, smoothstep
-from livetalk.data.world.paint import catchlight, eyeball, paint_head
+from livetalk.data.world.paint import FaceMap, catchlight, eyeball, paint_head
 from livetalk.data.world.wardrobe import clothes, glasses, hair_cap, long_hair
 
 
@@ -44,7 +44,8 @@ def identity_shape(model: FaceModel, look: Look) -> np.ndarray:
             f"look has {len(look.identity)} identity weights, the face model {len(model.identity)}: "
             "sample the look with the model that renders it"
         )
-    return model.neutral + np.tensordot(look.identity.astype(np.float64), model.identity.astype(np.float64), 1)
+    offset = np.tensordot(look.identity.astype(np.float32), model.identity, 1)
+    return model.neutral.astype(np.float64) + offset
 
 
 def _tucked(positions: np.ndarray) -> np.ndarray:
@@ -57,11 +58,11 @@ def _tucked(positions: np.ndarray) -> np.ndarray:
     return positions + (inside - positions) * below[:, None]
 
 
-def build_scene(model: FaceModel, look: Look, pixels: int) -> Scene:
-    """Everything that stays the same over a clip of this look."""
+def build_scene(model: FaceModel, where: FaceMap, look: Look, pixels: int) -> Scene:
+    """Everything that stays the same over a clip of this look; `where` is FaceMap.of(model)."""
     positions = identity_shape(model, look)
     centres = model.eye_centre + np.tensordot(look.identity.astype(np.float64), model.eye_identity, 1)
-    parts: list[Part] = [paint_head(model, look, _tucked(positions))]
+    parts: list[Part] = [paint_head(model, where, look, _tucked(positions))]
     source = np.arange(len(positions))
     cap = hair_cap(model, look, positions)
     if cap is not None:

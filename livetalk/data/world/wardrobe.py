@@ -203,7 +203,9 @@ def clothes(look: Look) -> list[Part]:
     if wear.stripes:
         band = smoothstep(-0.2, 0.2, np.sin(garment[:, 1] * 2.2))[:, None]
         colour += (np.array(wear.accent) - colour) * band * wear.stripes
-    pieces = [part(garment, grid_triangles(rows, columns, closed=True), np.clip(colour, 0, 1), follow=0.0, two_sided=True)]
+    pieces = [
+        part(garment, grid_triangles(rows, columns, closed=True), np.clip(colour, 0, 1), follow=0.0, two_sided=True)
+    ]
     if wear.neckline in ("shirt", "polo"):
         tall = np.linspace(1.5 if wear.neckline == "shirt" else 1.0, -1.6, 4)[:, None]
         collar = _on_bust(top + tall, turn, wear.build, np.interp(tall, (-1.6, 0, 1.5), (1.0, 0.7, 0.25)))

@@ -1,0 +1,106 @@
+"""`bash scripts/train_teacher.sh`: the bidirectional teacher, by flow matching on clips of the synthetic world.
+
+Encodes the clips with the frozen VAE and audio encoder of a family, trains the transformer and the text encoder
+together, and exports both (parts `teacher` and `text`) into that family.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from livetalk.commands.family import Card, device_of, export_part
+from livetalk.config import TeacherRun
+from livetalk.data import encoded
+from livetalk.data.encoded import EncodedClips, Excerpts
+from livetalk.data.world.clip import World
+from livetalk.data.world.prompts import Attributes, describe
+from livetalk.data.world.take import generator
+from livetalk.geometry import frames_of_latents
+from livetalk.models.dit import WanDiT, initialise
+from livetalk.models.text import TextEncoder, to_published, train_tokenizer
+from livetalk.parts import TOKENIZER, load_audio, load_vae
+from livetalk.training.teacher import FlowMatchingObjective, Prompts
+from livetalk.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+def encode(run: TeacherRun, device: torch.device) -> EncodedClips:
+    """Renders and encodes the training clips, or reads those that a run before this one has left."""
+    folder = Path("runs") / run.name / "clips"
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    vae = load_vae(run.family, device, torch.float32).eval()
+    audio = load_audio(run.family, device, torch.float32).eval()
+    frames = frames_of_latents(run.clip_latents)
+    source = {
+        "world": asdict(run.world),
+        "frames": frames,
+        "encoders": encoded.fingerprint(vae, audio),
+    }
+    workers = min(16, os.cpu_count() or 1) if run.clips > 64 else 0
+    with World(run.world, device=device, workers=workers) as world:
+
+        def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
+            parts, prompts = [], []
+            for batch in world.stream("train", range(start, stop), frames):
+                pcm = torch.stack([torch.from_numpy(take.pcm) for take in batch.takes])
+                excerpts = Excerpts(batch.frames, pcm, [take.prompt for take in batch.takes])
+                parts.append(encoded.encode_excerpts(excerpts, vae, audio, dtype))
+                prompts += excerpts.prompts
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, prompts
+
+        encoded.write(folder, run.clips, run.shard, source, make)
+    return encoded.load(folder)
+
+
+def tokenizer_file(run: TeacherRun) -> Path:
+    """The family's tokenizer, trained on prompts of the world where there is none yet."""
+    path = Path(run.family) / "text" / TOKENIZER
+    if not path.exists():
+        rng = generator(run.world, "train", 99)
+        prompts = [describe(Attributes.sample(rng), rng) for _ in range(20_000)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(prompts, run.text.vocab).save(str(path))
+    return path
+
+
+def prompt_tokens(text: TextEncoder, prompts: list[str], device: torch.device) -> Prompts:
+    ids, mask = text.tokenise(prompts)
+    empty_ids, empty_mask = text.tokenise([""])
+    return Prompts(*(value.to(device) for value in (ids, mask, empty_ids, empty_mask)))
+
+
+def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
+    device = device_of(run.device)
+    folder = Path("runs") / run.name / "teacher"
+    print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}")
+    started = time.monotonic()
+    clips = encode(run, device).to(device)
+    log.info("encoded clips ready after %.1f s", time.monotonic() - started)
+    torch.manual_seed(run.train.seed)
+    text = TextEncoder(run.text, tokenizer=tokenizer_file(run)).to(device)
+    dit = WanDiT(run.dit)
+    initialise(dit, torch.Generator().manual_seed(run.train.seed))
+    dit.to(device)
+    prompts = prompt_tokens(text, clips.prompts, device)
+    if run.train.compile:
+        for block in dit.blocks:
+            block.compile()
+    trainer = Trainer(FlowMatchingObjective(dit, text, clips, prompts, run.flow), run.train, folder, device)
+    last = trainer.fit()
+    export(run, trainer, last)
+    print(f"checkpoint: {Path(run.family) / 'teacher'}")
+    print("use it: bash scripts/inference.sh" + ("" if run.family == TeacherRun().family else f" model={run.family}"))
+
+
+def export(run: TeacherRun, trainer: Trainer, figures: dict[str, float]) -> None:
+    weights, card = trainer.weights(), Card.of(run, trainer, figures)
+    for part, prefix, config in (("teacher", "dit.", run.dit), ("text", "text.", run.text)):
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        export_part(run.family, part, config, own if part == "teacher" else to_published(own, run.text.layers), card)
