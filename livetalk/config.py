@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from livetalk.data.world.take import WorldConfig
+from livetalk.data.world_samples import WorldSamples
 from livetalk.evaluation.judges import JudgesConfig
 from livetalk.evaluation.objective import ObjectiveConfig
 from livetalk.geometry import Geometry
@@ -115,7 +116,32 @@ class TeacherRun:
     train: TrainConfig = TrainConfig()
 
 
-RUNS: dict[str, type] = {"inference": InferenceRun, "train_nano": NanoRun, "train_teacher": TeacherRun}
+@dataclass(frozen=True)
+class EvaluateRun:
+    """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, the teacher at each guidance of scales."""
+
+    run: str = "evaluate"
+    family: str = "livetalk/assets/nano"
+    device: str = "auto"
+    split: str = "dev"
+    clips: int = 128
+    frames: int = 81
+    batch: int = 32
+    seed: int = 0
+    steps: int = 50
+    scales: tuple[float, ...] = (2.0,)
+    negative_prompt: str = ""
+    output: str = "outputs/evaluation"
+    world: WorldConfig = WorldConfig()
+
+
+RUNS: dict[str, type] = {
+    "inference": InferenceRun,
+    "train_nano": NanoRun,
+    "train_teacher": TeacherRun,
+    "evaluate": EvaluateRun,
+    "make_world": WorldSamples,
+}
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}
 
 

@@ -6,7 +6,7 @@ PUBLISHED, in pretrained_checkpoints/; and a path to a folder with the same part
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,11 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from livetalk.conditions import Conditions
-from livetalk.config import CausalSampling, InferenceRun, TeacherSampling
-from livetalk.geometry import Geometry
+from livetalk.config import CausalSampling, InferenceRun, TeacherSampling, flat
+from livetalk.geometry import TIME_STRIDE, Geometry
+from livetalk.models.audio import AudioConfig, AudioEncoder
+from livetalk.models.audio import published_names as audio_names
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
-from livetalk.pipeline import Progress
+from livetalk.models.text import TextConfig, TextEncoder, load_tokenizer
+from livetalk.models.text import our_names as text_names
+from livetalk.models.vae import VAEConfig, WanVAE
+from livetalk.models.weights import load_into, tensors_of
+from livetalk.parts import CONFIG, TOKENIZER, read_config
+from livetalk.pipeline import LiveTalkPipeline, Progress, Sampler, no_progress
 from livetalk.rollout import gaussian, rollout
 from OmniAvatar.sampling import Guidance, covered, sample_clip, windows
 
@@ -183,22 +190,23 @@ def _published_parts(run: InferenceRun) -> list[Part]:
 def _family_parts(run: InferenceRun) -> list[Part]:
     folder = _family_folder(run.model)
     generator = GENERATORS[run.sampler]
-    missing = [name for name in ("vae", "audio", "text", generator) if not (folder / name / "config.json").is_file()]
+    missing = [name for name in ("vae", "audio", "text", generator) if not (folder / name / CONFIG).is_file()]
     if missing:
         remedy = (
             "train them with bash scripts/train_nano.sh" if run.model == "nano" else "name a folder of a whole family"
         )
         raise ValueError(f"model {run.model}: no weights for {', '.join(missing)} in {folder}: {remedy}")
 
-    def part(name: str, module: Callable[[Any], nn.Module], config: type, folder: Path, **more: Path) -> Part:
-        sizes = read_config(folder / "config.json", config)
-        return Part(name, lambda: module(sizes), folder, **more)
+    def part(name: str, module: Callable[[Any], nn.Module], config: type, **more: Any) -> Part:
+        source = folder / (generator if name == "generator" else name)
+        sizes = read_config(source, config)
+        return Part(name, lambda: module(sizes), source, **more)
 
     return [
-        part("vae", WanVAE, VAEConfig, folder / "vae"),
-        part("audio", AudioEncoder, AudioConfig, folder / "audio"),
-        part("text", TextEncoder, TextConfig, folder / "text", tokenizer=folder / "text" / "tokenizer.json"),
-        part("generator", WanDiT, DiTConfig, folder / generator),
+        part("vae", WanVAE, VAEConfig),
+        part("audio", AudioEncoder, AudioConfig),
+        part("text", TextEncoder, TextConfig, rename=text_names, tokenizer=folder / "text" / TOKENIZER),
+        part("generator", WanDiT, DiTConfig),
     ]
 
 
@@ -211,15 +219,6 @@ def _family_folder(model: str) -> Path:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}, or a folder of weights"
         raise ValueError(f"model {model!r} is not known: {hint}")
     return Path(model)
-
-
-def read_config(path: Path, kind: type) -> Any:
-    """A component's frozen config from the config.json beside its weights. Raises ValueError if it is another's."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-    except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a {kind.__name__}: {error}") from error
 
 
 def require_weights(run: InferenceRun) -> None:
@@ -307,7 +306,7 @@ def memory_report(run: InferenceRun) -> str:
 
 
 def _bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    return sum(value.numel() for value in module.state_dict().values()) * dtype.itemsize
+    return sum(value.numel() for value in module.parameters()) * dtype.itemsize
 
 
 def _working_bytes(run: InferenceRun, modules: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, int]:

@@ -2,5 +2,4 @@
 # Pack a clone of the public ICT-FaceKit repository: bash scripts/build_face_model.sh CLONE OUTPUT [--help]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-cd "$ROOT"
-exec "$PYTHON" -m livetalk.data.world.build_face_model "$@"
+exec "$PYTHON" "$ROOT/scripts/build_face_model.py" "$@"

@@ -1,51 +1,64 @@
-"""What several test files share: tiny parts of a pipeline with random weights, made in code."""
+"""What several test files share: a tiny family of random weights, made in code, as parts and as a folder."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
-
-from livetalk.geometry import Geometry
-
-TINY = Geometry(height=32, width=48)
-
-
-class Bytes(nn.Module):
-    """Stands in for a text encoder: the bytes of a text as features [B, 8, 16], padding zero."""
-
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        rows = [[byte / 128 for byte in text.encode()[:8].ljust(8, b"\0")] for text in texts]
-        return torch.tensor(rows)[:, :, None].expand(-1, -1, 16).contiguous()
 
 
 @pytest.fixture(scope="session")
-def tiny_parts() -> dict:
-    """vae, audio, text and dit at the smallest sizes that keep the shapes' relations; weights from a fixed seed."""
+def tiny_family(tmp_path_factory) -> Path:
+    """A folder like livetalk/assets/nano with the smallest sizes that keep the shapes' relations."""
     from livetalk.models.audio import AudioConfig, AudioEncoder
     from livetalk.models.dit import DiTConfig, WanDiT
+    from livetalk.models.text import TextConfig, TextEncoder, to_published, train_tokenizer
     from livetalk.models.vae import VAEConfig, WanVAE
+    from livetalk.models.weights import save_pieces
 
+    small = {"hidden": 16, "layers": 1, "heads": 2, "ffn": 16, "conv_dim": (16,) * 7}
+    audio = replace(AudioConfig.nano(), **small)
+    text = TextConfig(vocab=300, dim=16, attention=16, ffn=16, heads=2, layers=1, text_len=8, cleaning="plain")
+    dit = DiTConfig(
+        dim=24,
+        ffn_dim=32,
+        heads=2,
+        layers=4,
+        text_dim=text.dim,
+        text_len=text.text_len,
+        freq_dim=16,
+        audio_dim=audio.channels,
+        audio_hidden=8,
+    )
+    family = tmp_path_factory.mktemp("family")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        audio = AudioConfig.nano()
-        dit = DiTConfig(
-            dim=24,
-            ffn_dim=32,
-            heads=2,
-            layers=4,
-            text_dim=16,
-            text_len=8,
-            freq_dim=16,
-            audio_dim=audio.channels,
-            audio_hidden=8,
-        )
         parts = {
             "vae": WanVAE(VAEConfig(base_dim=4, res_blocks=1)),
             "audio": AudioEncoder(audio),
-            "text": Bytes(),
-            "dit": WanDiT(dit),
+            "text": TextEncoder(text),
+            "teacher": WanDiT(dit),
+            "student": WanDiT(dit),
         }
-    for part in parts.values():
-        part.eval()
-    return parts
+    for name, module in parts.items():
+        folder = family / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(asdict(module.config)))
+        weights = module.state_dict()
+        weights = to_published(weights, text.layers) if name == "text" else weights
+        save_pieces(folder, weights, 200_000, torch.float32)
+    train_tokenizer(["nods while speaking"], text.vocab).save(str(family / "text" / "tokenizer.json"))
+    return family
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tiny_family) -> dict[str, torch.nn.Module]:
+    """vae, audio, text and generator of that family, loaded."""
+    from livetalk.config import InferenceRun
+    from livetalk.families import parts_of
+
+    run = InferenceRun(model=str(tiny_family))
+    return {part.name: part.load(torch.device("cpu"), torch.float32) for part in parts_of(run)}

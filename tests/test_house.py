@@ -30,6 +30,7 @@ ARROWS = {
     "media": {"geometry"},
     "models": BASE,
     "rollout": {*BASE, "models"},
+    "parts": {*BASE, "models"},
     "data": {*BASE, "models", "media"},
     "evaluation": {"geometry", "media"},
     "OmniAvatar": {*BASE, "models", "data"},
@@ -126,7 +127,7 @@ def test_rare_packages_are_imported_where_they_are_used():
 
 
 INERT = """
-import importlib, json, os, runpy, sys
+import importlib.util, json, os, sys
 sys.path.insert(0, {root!r})
 import accelerate, einops, numpy, omegaconf, PIL.Image, safetensors.torch, torch, transformers, yaml
 from transformers import UMT5EncoderModel, Wav2Vec2Model
@@ -156,7 +157,11 @@ arguments, sys.argv = sys.argv, Watched()
 before, wrong = state(), []
 for name in arguments[1:]:
     try:
-        runpy.run_path(name, run_name="imported") if name.endswith(".py") else importlib.import_module(name)
+        if name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location("script", name)
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        else:
+            importlib.import_module(name)
     except Exception as error:
         wrong.append(f"{{name}}: {{type(error).__name__}}: {{error}}")
     after = state()

@@ -1,5 +1,9 @@
 """The command: every mistake is one line with a remedy and exit status 2, and leaves nothing behind."""
 
+import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +14,9 @@ import soundfile
 from PIL import Image
 
 from livetalk.cli import run_command
-from livetalk.commands.inference import infer
+from livetalk.commands.inference import KEYS, infer
+from livetalk.geometry import Geometry
+from livetalk.media import read_audio
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, EXAMPLE_PROMPT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +39,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments: str) -> int:
-    return run_command("inference", "Renders a video.", infer, ["image=face.png", "audio=speech.wav", "prompt=nods", *arguments])
+@pytest.fixture
+def run(folder, tiny_family):
+    """The command in that folder, with a tiny family of random weights."""
+    settings = ["image=face.png", "audio=speech.wav", "prompt=nods", f"model={tiny_family}", "geometry.clip_latents=6"]
+    settings += ["geometry.height=32", "geometry.width=48", "teacher.steps=2", "teacher.prefix=2"]
+
+    def run(*arguments: str) -> int:
+        return run_command("inference", "Renders a video.", infer, [*settings, *arguments], KEYS)
+
+    return run
 
 
 MISTAKES = {
@@ -73,8 +87,8 @@ MISTAKES = {
     "output=/proc/none/a.mp4": "cannot be made",
     "output_path=a.txt": "does not end in .mp4",
     "model=nan0": "did you mean 'nano'",
-    "model=livetalk-1.3b": "scripts/download.sh",
-    "model=folder": "folder lacks",
+    "model=livetalk-1.3b": "use sampler=causal",
+    "model=folder": "no weights for vae",
     "sampler=student": "sampler 'student' is not known",
     "precision=int3": "precision 'int3'",
     "device=tpu9": "device 'tpu9'",
@@ -91,12 +105,141 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("argument", MISTAKES)
-def test_a_mistake_is_one_line(folder, capsys, argument):
+def test_a_mistake_is_one_line(folder, run, capsys, argument):
     before = sorted(folder.rglob("*"))
-    if argument.startswith(("output=/", "output=face")):
-        pytest.importorskip("livetalk.assets")  # replaced below
     assert run(argument) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("inference: ")
     assert MISTAKES[argument] in shown.err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("sampler", ["teacher", "causal"])
+def test_a_video_and_its_report(folder, run, capsys, sampler):
+    """The last line printed is the file; beside it lies a report; there were bars for the three stages."""
+    assert run(f"sampler={sampler}", "seed=7", "output=new/deep/a.mp4") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "new/deep/a.mp4\n"
+    for stage in ("loading", "denoising", "decoding"):
+        assert f"{stage:<10} 100%" in shown.err
+    assert len(read_audio("new/deep/a.mp4")) == 16_000
+    report = json.loads(Path("new/deep/a.json").read_text())
+    assert (report["seed"], report["frames"], report["fps"], report["synthetic"]) == (7, 16, 16, True)
+    assert report["settings"]["sampler"] == sampler and report["prompt"] == "nods" and report["image"] == "face.png"
+    assert set(report["timings"]) == {"loading", "encoding", "denoising", "decoding", "total"}
+    assert {path.name for path in Path("new/deep").iterdir()} == {"a.mp4", "a.json"}
+
+
+@pytest.mark.parametrize(("duration", "frames"), [("0.5", 8), ("1.51", 25), ("2", 32)])
+def test_duration(run, duration, frames):
+    assert run(f"video_duration={duration}", "output_path=a.mp4") == 0
+    assert len(read_audio("a.mp4")) == frames * 1000
+    assert json.loads(Path("a.json").read_text())["frames"] == frames
+
+
+def test_the_default_name_says_what_it_is(run, capsys):
+    assert run("seed=3", "duration=0.1") == 0
+    assert capsys.readouterr().out == "outputs/face_speech_seed3.mp4\n"
+    assert Path("outputs/face_speech_seed3.mp4").is_file()
+
+
+def test_the_same_seed_gives_the_same_file(run):
+    for name in ("a", "b"):
+        assert run("duration=0.3", f"output={name}.mp4") == 0
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+
+
+def test_weights_that_do_not_fit_are_refused(folder, run, tiny_family, capsys):
+    shutil.copytree(tiny_family, "broken")
+    config = json.loads(Path("broken/vae/config.json").read_text())
+    Path("broken/vae/config.json").write_text(json.dumps({**config, "base_dim": 8}))
+    assert run("model=broken", "output=a.mp4") == 2
+    assert "expected" in capsys.readouterr().err and not Path("a.mp4").exists()
+    Path("broken/vae/config.json").write_text("{}")
+    assert run("model=broken", "output=a.mp4") == 2
+    assert "does not describe a VAEConfig" in capsys.readouterr().err and not list(folder.glob(".a*"))
+
+
+def test_a_stop_cleans_up(folder, run, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("livetalk.families.sample_clip", stop)
+    before = sorted(folder.rglob("*"))
+    assert run("output=new/a.mp4") == 130
+    assert sorted(folder.rglob("*")) == before and "stopped" in capsys.readouterr().err
+
+
+def test_our_own_mistakes_are_not_hidden(run, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("livetalk.families.sample_clip", fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        run("output=a.mp4")
+    assert not Path("a.mp4").exists()
+
+
+@pytest.mark.parametrize("sampler", ["teacher", "causal"])
+def test_dry_run_ends_with_the_memory(folder, run, capsys, sampler):
+    before = sorted(folder.rglob("*"))
+    assert run("--dry-run", f"sampler={sampler}") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"total memory: \d+\.\d\d GiB", last) and sorted(folder.rglob("*")) == before
+
+
+def test_dry_run_of_the_published_student_needs_no_weights(run, capsys):
+    settings = ["--config", str(ROOT / "configs/causal_inference.yaml"), "--dry-run", "precision=bfloat16"]
+    assert run_command("inference", "", infer, settings) == 0
+    total = float(capsys.readouterr().out.splitlines()[-1].split()[2])
+    # 1.42, 0.13, 0.09 and 5.68 billion parameters in two bytes are 13.6 GiB; cache and working memory come on top
+    assert 15 < total < 30
+
+
+def test_the_published_student_says_how_to_get_it(folder, capsys):
+    settings = [
+        "--config",
+        str(ROOT / "configs/causal_inference.yaml"),
+        "image=face.png",
+        "audio=speech.wav",
+        "prompt=a",
+    ]
+    assert run_command("inference", "", infer, settings) == 2
+    line = capsys.readouterr().err
+    assert "LiveTalk-1.3B-V0.1/model.safetensors" in line and "bash scripts/download.sh" in line
+
+
+def test_help_names_every_key(run, capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for word in ("usage: bash scripts/inference.sh", "image_path", "teacher.steps=50", "--dry-run", "duration=null"):
+        assert word in text
+
+
+def test_from_pretrained(tiny_family):
+    from livetalk import LiveTalkPipeline
+
+    pipe = LiveTalkPipeline.from_pretrained(tiny_family, sampler="causal", geometry=Geometry(32, 48))
+    assert pipe(Image.new("RGB", (9, 9)), np.zeros(3000, np.float32), "nods").seconds == 3 / 16
+    with pytest.raises(ValueError, match="did you mean 'sampler'"):
+        LiveTalkPipeline.from_pretrained(tiny_family, samples="causal")
+    with pytest.raises(ValueError, match="did you mean 'nano'"):
+        LiveTalkPipeline.from_pretrained("nanno")
+
+
+def test_as_a_process(folder, tiny_family):
+    """Exit status and streams as a shell sees them, from any folder."""
+    command = [sys.executable, str(ROOT / "scripts" / "inference.py"), "image=none.png", "prompt=nods"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("inference: image none.png does not exist") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not (ROOT / "livetalk/assets/nano/teacher").exists(), reason="the nano weights are not there yet")
+def test_the_bundled_example(tmp_path):
+    """The shipped family renders the shipped example; few steps, for the chain and not the picture is looked at."""
+    assert EXAMPLE_IMAGE.is_file() and EXAMPLE_AUDIO.is_file() and EXAMPLE_PROMPT.is_file()
+    arguments = [f"output={tmp_path / 'a.mp4'}", "teacher.steps=1", "duration=0.5"]
+    assert run_command("inference", "", infer, arguments) == 0
+    assert len(read_audio(tmp_path / "a.mp4")) == 8000

@@ -25,7 +25,7 @@ def pipeline(parts: dict, sampler) -> LiveTalkPipeline:
 
 
 def teacher(parts: dict, steps: int = 2, **settings) -> TeacherSampler:
-    return TeacherSampler(parts["dit"], parts["text"], TINY, TeacherSampling(steps=steps, prefix=2, **settings))
+    return TeacherSampler(parts["generator"], parts["text"], TINY, TeacherSampling(steps=steps, prefix=2, **settings))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def teacher_pipe(tiny_parts):
 
 @pytest.fixture
 def causal_pipe(tiny_parts):
-    return pipeline(tiny_parts, CausalSampler(tiny_parts["dit"], TINY, CausalSampling(timesteps=(1000.0, 500.0))))
+    return pipeline(tiny_parts, CausalSampler(tiny_parts["generator"], TINY, CausalSampling(timesteps=(1000.0, 500.0))))
 
 
 @pytest.mark.parametrize("samples", [1, 1000, 1001, 16000, 33_333])
@@ -90,7 +90,7 @@ def test_the_teacher_makes_whole_windows(tiny_parts, latents, whole):
 
 @pytest.mark.parametrize(("latents", "whole"), [(1, 3), (3, 3), (4, 6)])
 def test_the_student_makes_whole_blocks(tiny_parts, latents, whole):
-    assert CausalSampler(tiny_parts["dit"], TINY, CausalSampling()).whole(latents) == whole
+    assert CausalSampler(tiny_parts["generator"], TINY, CausalSampling()).whole(latents) == whole
 
 
 def test_progress_and_timings(teacher_pipe):

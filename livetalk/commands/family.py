@@ -26,6 +26,12 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def settle_gpu() -> None:
+    """Lets cuDNN choose convolutions by measurement and float32 products use TF32: what training here is tuned for."""
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+
+
 @dataclass(frozen=True)
 class Card:
     """Where weights come from: the world's seed, steps, every setting of the run, figures on held-out clips."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from livetalk.commands.family import Card, device_of, export_part
+from livetalk.commands.family import Card, device_of, export_part, settle_gpu
 from livetalk.config import NanoRun
 from livetalk.data.world.clip import World
 from livetalk.data.world.labels import ATTRIBUTES, SOUND_CLASSES, attribute_vector, sound_classes
@@ -166,6 +166,7 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
     """Runs the stages from `run.first` to `run.last`."""
     chosen = _stages(run)
     device = device_of(run.device)
+    settle_gpu()
     folder = Path("runs") / run.name
     print(f"train_nano: {run.name} on {device}, stages {', '.join(chosen)}, checkpoints in {folder}")
     workers = min(16, os.cpu_count() or 1)

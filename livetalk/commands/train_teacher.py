@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from livetalk.commands.family import Card, device_of, export_part
+from livetalk.commands.family import Card, device_of, export_part, settle_gpu
 from livetalk.config import TeacherRun
 from livetalk.data import encoded
 from livetalk.data.encoded import EncodedClips, Excerpts
@@ -78,6 +78,7 @@ def prompt_tokens(text: TextEncoder, prompts: list[str], device: torch.device) -
 
 def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
     device = device_of(run.device)
+    settle_gpu()
     folder = Path("runs") / run.name / "teacher"
     print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}")
     started = time.monotonic()

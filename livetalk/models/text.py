@@ -1,6 +1,7 @@
-"""The text encoder: UMT5 (arXiv:2304.09151) from transformers, under the names of the published Wan2.1 file.
+"""Text encoder: the encoder half of UMT5 (arXiv 2304.09151) as Wan2.1 uses it, and the tokenizers.
 
-Shapes: B prompts, L tokens (padded to text_len), D features. Outputs at padding positions are zero.
+The network is transformers' own; this file builds it from sizes, translates the published parameter names and cleans
+and tokenizes prompts. Shapes: B batch, L text positions (config.length), D width of a feature.
 """
 
 from __future__ import annotations
@@ -10,197 +11,215 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 PAD, END = "<pad>", "</s>"
-END_ID = 1
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes. attention: width of all heads together; cleaning: "published" (ftfy, html, white space) or "plain"
-    (white space and lower case)."""
+    """Sizes of the encoder. length: positions a prompt is padded or cut to. fix_text: repair broken Unicode (ftfy)."""
 
-    vocab: int = 256_384
     dim: int = 4096
-    attention: int = 4096
-    ffn: int = 10_240
     heads: int = 64
+    head_dim: int = 64
+    ffn: int = 10240
     layers: int = 24
+    vocab: int = 256384
     buckets: int = 32
-    text_len: int = 512
-    cleaning: str = "published"
+    max_distance: int = 128
+    length: int = 512
+    fix_text: bool = True
 
-    def __post_init__(self) -> None:
-        if self.attention % self.heads:
-            raise ValueError(f"attention width {self.attention} does not split into {self.heads} heads")
-        if self.cleaning not in ("published", "plain"):
-            raise ValueError(f"cleaning {self.cleaning!r}: choose published or plain")
+    @classmethod
+    def umt5_xxl(cls) -> TextConfig:
+        """google/umt5-xxl, 5.68 B parameters."""
+        return cls()
 
-    @staticmethod
-    def umt5_xxl() -> TextConfig:
-        return TextConfig()
+    @classmethod
+    def nano(cls) -> TextConfig:
+        """The nano family's encoder: 2 layers of 64, 164 k parameters."""
+        return cls(dim=64, heads=4, head_dim=16, ffn=160, layers=2, vocab=512, length=48, fix_text=False)
 
-    @staticmethod
-    def nano() -> TextConfig:
-        return TextConfig(
-            vocab=512, dim=64, attention=64, ffn=128, heads=4, layers=2, text_len=48, cleaning="plain"
-        )
 
-    @staticmethod
-    def from_published(settings: dict) -> TextConfig:
-        """From the argument names of the published code. Raises ValueError for what this model does not have."""
-        if settings["shared_pos"] or settings["dropout"]:
-            raise ValueError(f"shared positions or dropout are not supported: {settings}")
-        return TextConfig(
-            vocab=settings["vocab"],
-            dim=settings["dim"],
-            attention=settings["dim_attn"],
-            ffn=settings["dim_ffn"],
-            heads=settings["num_heads"],
-            layers=settings["num_layers"],
-            buckets=settings["num_buckets"],
-        )
+class Tokenize(Protocol):
+    """Cleaned texts and L -> ids [B, L] int64, 0 beyond the end, and mask [B, L] bool, True on tokens."""
+
+    def __call__(self, texts: list[str], length: int) -> tuple[Tensor, Tensor]: ...
 
 
 class TextEncoder(nn.Module):
-    """tokenizer: a tokenizer.json file, or a folder that transformers' AutoTokenizer reads; None where only ids come."""
+    """UMT5 encoder; parameters are those of transformers' encoder stack under `encoder.`."""
 
-    def __init__(self, config: TextConfig, tokenizer: str | Path | None = None) -> None:
+    def __init__(self, config: TextConfig, tokenizer: Tokenize | None = None):
         super().__init__()
         self.config = config
-        self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
-        self.model = UMT5EncoderModel(
-            UMT5Config(
-                vocab_size=config.vocab,
-                d_model=config.dim,
-                d_kv=config.attention // config.heads,
-                d_ff=config.ffn,
-                num_layers=config.layers,
-                num_heads=config.heads,
-                relative_attention_num_buckets=config.buckets,
-                relative_attention_max_distance=128,
-                dropout_rate=0.0,
-                layer_norm_epsilon=1e-6,
-                feed_forward_proj="gated-gelu",
-                use_cache=False,
-            )
-        )
+        # The stack alone: its embedding is the only copy, so nothing is tied and every parameter has one name.
+        self.encoder = UMT5EncoderModel(_transformers_config(config)).encoder
+        self.tokenizer = tokenizer
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Cleans and tokenizes: ids and mask [B, L] on the CPU. Texts that are too long are cut, keeping the end mark."""
+        assert self.tokenizer is not None, "this TextEncoder was built without a tokenizer"
+        return self.tokenizer([clean(text, self.config.fix_text) for text in texts], self.config.length)
 
     def features(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask [B, L] (1 on tokens, 0 on padding) to features [B, L, D]. Differentiable."""
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden * mask[..., None].to(hidden)
-
-    def tokenise(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask int64 [B, text_len] on the CPU: cleaned, cut to text_len with </s> at the end, padded."""
-        if self.tokenizer is None:
-            raise ValueError("this text encoder was made without a tokenizer: give its file or folder")
-        rows = [self.tokenizer(clean(prompt, self.config.cleaning)) for prompt in prompts]
-        ids = torch.zeros(len(rows), self.config.text_len, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            row = [*row[: self.config.text_len - 1], END_ID]
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        return ids, mask
+        """ids, mask [B, L] -> features [B, L, D]. Padding is not attended to, and its features are zero."""
+        mask = mask.bool()
+        hidden = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return hidden * mask[..., None]
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Tensor:
-        """Features [B, text_len, D] of texts."""
-        device = next(self.parameters()).device
-        ids, mask = self.tokenise(prompts)
-        return self.features(ids.to(device), mask.to(device))
+    def encode(self, texts: list[str]) -> Tensor:
+        """Prompts -> features [B, L, D], padding zeroed, on the encoder's device.
 
-    def load_published(self, weights: dict[str, Tensor]) -> None:
-        """Loads weights under their published names, strictly."""
-        self.load_state_dict({ours: value for name, value in weights.items() for ours in our_names(name)}, strict=True)
-
-
-def clean(text: str, cleaning: str) -> str:
-    """What the tokenizer sees of a prompt."""
-    if cleaning == "published":
-        import ftfy
-
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    text = re.sub(r"\s+", " ", text).strip()
-    return text if cleaning == "published" else text.lower()
+        Only as many positions as the longest prompt has are computed: padding never reaches a token.
+        """
+        ids, mask = self.tokens(texts)
+        used = int(mask.sum(dim=1).max())
+        device = self.encoder.embed_tokens.weight.device
+        features = self.features(ids[:, :used].to(device), mask[:, :used].to(device))
+        return F.pad(features, (0, 0, 0, self.config.length - used))
 
 
-_LAYER = {
-    "attn.q": "layer.0.SelfAttention.q",
-    "attn.k": "layer.0.SelfAttention.k",
-    "attn.v": "layer.0.SelfAttention.v",
-    "attn.o": "layer.0.SelfAttention.o",
-    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
-    "norm1": "layer.0.layer_norm",
-    "norm2": "layer.1.layer_norm",
-    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
-    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
-    "ffn.fc2": "layer.1.DenseReluDense.wo",
-}
+def clean(text: str, fix_text: bool) -> str:
+    """Unicode repaired (with ftfy, if asked for), HTML entities resolved twice, runs of white space made one space."""
+    if fix_text:
+        try:
+            import ftfy
+        except ImportError as error:
+            raise ValueError("the published text encoder needs ftfy to clean prompts: pip install ftfy") from error
+        text = ftfy.fix_text(text)
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
 
 
-def our_names(published: str) -> tuple[str, ...]:
-    """Our parameter names for a published one: two for the token table, which transformers lists twice."""
-    if published == "token_embedding.weight":
-        return "model.shared.weight", "model.encoder.embed_tokens.weight"
-    if published == "norm.weight":
-        return ("model.encoder.final_layer_norm.weight",)
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", published)
-    if match is None or match[2] not in _LAYER:
-        return (published,)
-    return (f"model.encoder.block.{match[1]}.{_LAYER[match[2]]}.weight",)
-
-
-def published_names(layers: int) -> Iterable[str]:
-    """All published names of an encoder of `layers` layers."""
-    yield "token_embedding.weight"
-    for layer in range(layers):
-        yield from (f"blocks.{layer}.{name}.weight" for name in _LAYER)
-    yield "norm.weight"
-
-
-def to_published(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Our state under its published names."""
-    return {name: weights[our_names(name)[0]] for name in published_names(layers)}
-
-
-# Tokenizers
-
-
-def load_tokenizer(path: str | Path):
-    """A callable text -> list of ids, without the end token. Raises ValueError if there is no tokenizer at `path`."""
-    path = Path(path)
-    if path.is_file():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(path))
-        return lambda text: tokenizer.encode(text).ids
-    if not path.is_dir():
-        raise ValueError(f"no tokenizer at {path}: get the weights with bash scripts/download.sh")
+def hub_tokenizer(folder: str | Path) -> Tokenize:
+    """The tokenizer of a local Hugging Face folder, such as google/umt5-xxl. Raises ValueError where it cannot be read."""
     from transformers import AutoTokenizer
 
-    folder = AutoTokenizer.from_pretrained(str(path))
-    return lambda text: folder(text, add_special_tokens=False)["input_ids"]
+    if not Path(folder).is_dir():
+        raise ValueError(f"tokenizer folder {folder} does not exist: run bash scripts/download.sh")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"tokenizer folder {folder} cannot be read ({reason}): run bash scripts/download.sh") from error
+
+    def tokenize(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        out = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=length, add_special_tokens=True, return_tensors="pt"
+        )
+        return out["input_ids"], out["attention_mask"].bool()
+
+    return tokenize
 
 
-def train_tokenizer(texts: Iterable[str], vocab: int):
-    """A small tokenizer (tokenizers.Tokenizer): lower case, byte-pair merges over bytes, so that any text has ids."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def file_tokenizer(path: str | Path) -> Tokenize:
+    """The tokenizer of one tokenizer.json, such as `train_tokenizer` writes. Raises ValueError where it cannot be read."""
+    if not Path(path).is_file():
+        raise ValueError(f"tokenizer {path} does not exist: name a tokenizer.json")
+    return _batched(FastTokenizer.from_file(str(path)))
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=[PAD, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+
+def train_tokenizer(texts: Iterable[str], path: str | Path, vocab: int = 512) -> Tokenize:
+    """Learns a small tokenizer from `texts` and writes it to `path` as one tokenizer.json.
+
+    Lower-cased byte-pair encoding in which any unknown character falls back to its bytes, so every text has tokens.
+    Ids: 0 padding, 1 end of text. Deterministic. Raises ValueError if `vocab` cannot hold the bytes and letters.
+    """
+    floor = 2 + 256 + 64
+    if vocab < floor:
+        raise ValueError(f"a vocabulary of {vocab} is too small: it holds 256 bytes, letters and merges, at least {floor}")
+    tokenizer = FastTokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
+    marks = [PAD, END, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=marks, limit_alphabet=60, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return file_tokenizer(path)
+
+
+def published_names(names: Iterable[str]) -> dict[str, str]:
+    """Our parameter name for each name of a file, as {ours: theirs}.
+
+    Read are Wan's names (blocks.0.attn.q.weight) and those of transformers (encoder.block.0.layer.0 ..), whose files
+    may hold the embedding under one or both of its names.
+    """
+    ours = {}
+    for name in names:
+        inner = name.removeprefix("encoder.")
+        if inner == "shared.weight":
+            ours.setdefault("encoder.embed_tokens.weight", name)
+        else:
+            ours["encoder." + _rename(inner, _FROM_PUBLISHED)] = name
+    return ours
+
+
+def published_name(ours: str) -> str:
+    """Wan's name for one of our parameters."""
+    return _rename(ours.removeprefix("encoder."), _TO_PUBLISHED)
+
+
+_LEAVES = {
+    "layer.0.SelfAttention.q.weight": "attn.q.weight",
+    "layer.0.SelfAttention.k.weight": "attn.k.weight",
+    "layer.0.SelfAttention.v.weight": "attn.v.weight",
+    "layer.0.SelfAttention.o.weight": "attn.o.weight",
+    "layer.0.SelfAttention.relative_attention_bias.weight": "pos_embedding.embedding.weight",
+    "layer.0.layer_norm.weight": "norm1.weight",
+    "layer.1.DenseReluDense.wi_0.weight": "ffn.gate.0.weight",
+    "layer.1.DenseReluDense.wi_1.weight": "ffn.fc1.weight",
+    "layer.1.DenseReluDense.wo.weight": "ffn.fc2.weight",
+    "layer.1.layer_norm.weight": "norm2.weight",
+}
+_TOP = {"embed_tokens.weight": "token_embedding.weight", "final_layer_norm.weight": "norm.weight"}
+_TO_PUBLISHED = ("block", "blocks", {**_TOP, **_LEAVES})
+_FROM_PUBLISHED = ("blocks", "block", {theirs: ours for ours, theirs in {**_TOP, **_LEAVES}.items()})
+
+
+def _rename(name: str, table: tuple[str, str, dict[str, str]]) -> str:
+    """`name` in the other scheme; a name that the table does not know stays as it is, to be reported by the loader."""
+    before, after, leaves = table
+    match = re.fullmatch(rf"{before}\.(\d+)\.(.+)", name)
+    if match is None:
+        return leaves.get(name, name)
+    number, leaf = match.groups()
+    return f"{after}.{number}.{leaves[leaf]}" if leaf in leaves else name
+
+
+def _batched(tokenizer: FastTokenizer) -> Tokenize:
+    def tokenize(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, pad_id=0, pad_token=PAD)
+        rows = tokenizer.encode_batch(texts)
+        return torch.tensor([row.ids for row in rows]), torch.tensor([row.attention_mask for row in rows]).bool()
+
+    return tokenize
+
+
+def _transformers_config(config: TextConfig) -> UMT5Config:
+    return UMT5Config(
+        vocab_size=config.vocab,
+        d_model=config.dim,
+        d_kv=config.head_dim,
+        d_ff=config.ffn,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        relative_attention_num_buckets=config.buckets,
+        relative_attention_max_distance=config.max_distance,
+        dropout_rate=0.0,
+        layer_norm_epsilon=1e-6,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+    )

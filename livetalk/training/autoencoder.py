@@ -10,12 +10,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from livetalk.models.vae import WanVAE
+from livetalk.training.losses import moving_weight
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """frames: clip length in training (4F - 3). kl: weight of the prior; edges: of the image gradients' error;
-    moving: extra weight of pixels that change over the clip (lips, eyes), relative to their mean change."""
+    moving: extra weight of what moves (losses.moving_weight)."""
 
     frames: int = 17
     kl: float = 1e-5
@@ -29,11 +30,9 @@ def to_unit(frames: Tensor) -> Tensor:
 
 
 def reconstruction_error(video: Tensor, decoded: Tensor, moving: float) -> Tensor:
-    """Absolute plus squared error, pixels that move over the clip weighted up; means over everything."""
-    change = (video - video.mean(2, keepdim=True)).abs().mean((1, 2), keepdim=True)
-    weight = 1 + moving * (change / change.mean((3, 4), keepdim=True).clamp_min(1e-3)).clamp_max(8)
+    """Absolute plus twice the squared error, places that move weighted up; mean over everything."""
     difference = decoded - video
-    return (weight * (difference.abs() + 2 * difference.square())).mean()
+    return (moving_weight(video, moving) * (difference.abs() + 2 * difference.square())).mean()
 
 
 def edge_error(video: Tensor, decoded: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ def save(folder: Path, state: State, settings: dict, keep: int) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, tensors in (("weights", state.weights), ("ema", state.ema)):
-        save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, partial / f"{name}.safetensors")
+        # Clones, because tied weights share memory, which the file format refuses.
+        own = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+        save_file(own, partial / f"{name}.safetensors")
     torch.save(state.optimiser, partial / "optimiser.pt")
     (partial / MARKER).write_text(json.dumps({"step": state.step, "settings": settings}, indent=1))
     shutil.rmtree(final, ignore_errors=True)

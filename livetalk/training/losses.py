@@ -11,11 +11,20 @@ from torch import Tensor
 from livetalk import flow
 
 
-def flow_loss(predicted: Tensor, x0: Tensor, noise: Tensor, weight: Tensor | None = None, skip: Tensor | None = None):
-    """Weighted mean squared error of the flow. weight: [B]; skip: [B, F] boolean, latent frames left out."""
-    error = (predicted.float() - flow.flow_target(x0, noise).float()).square().mean(dim=(1, 3, 4))
-    if weight is not None:
-        error = error * weight[:, None].to(error)
+def moving_weight(clip: Tensor, strength: float, most: float = 8.0) -> Tensor:
+    """[B, 1, 1, h, w] of mean 1: places of a clip [B, C, F, h, w] that change over time count more.
+
+    Lips and lids cover a small part of a picture that otherwise hardly moves.
+    """
+    change = (clip - clip.mean(2, keepdim=True)).abs().mean((1, 2), keepdim=True).float()
+    weight = 1 + strength * (change / change.mean((3, 4), keepdim=True).clamp_min(1e-3)).clamp_max(most)
+    return weight / weight.mean((3, 4), keepdim=True)
+
+
+def flow_loss(predicted: Tensor, x0: Tensor, noise: Tensor, skip: Tensor | None = None, moving: float = 0.0) -> Tensor:
+    """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight."""
+    error = (predicted.float() - flow.flow_target(x0, noise).float()).square()
+    error = (error * moving_weight(x0, moving)).mean(dim=(1, 3, 4))
     if skip is None:
         return error.mean()
     kept = (~skip).to(error)

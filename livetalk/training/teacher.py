@@ -21,7 +21,7 @@ class FlowMatchingConfig:
     """drop_audio: share of samples without sound; drop_text: of those and of the others, without prompt.
 
     prefix: clean latents at the start of a window that continues a clip (sampled with share `continued`);
-    shift: of the training levels towards noise.
+    shift: of the training levels towards noise; moving: extra weight of what moves (losses.moving_weight).
     """
 
     drop_audio: float = 0.1
@@ -29,6 +29,7 @@ class FlowMatchingConfig:
     continued: float = 0.4
     prefix: int = 4
     shift: float = 3.0
+    moving: float = 0.5
     latents: int = 21
 
 
@@ -61,7 +62,7 @@ class FlowMatchingObjective:
         given = torch.arange(x0.shape[2], device=device) < conditions.prefix
         xt = torch.where(given[:, None, None], x0, flow.add_noise(x0, noise, sigma))
         predicted = self.dit(xt, 1000 * sigma, conditions, FullAttention())
-        loss = flow_loss(predicted, x0, noise, skip=given.expand(batch, -1))
+        loss = flow_loss(predicted, x0, noise, skip=given.expand(batch, -1), moving=self.config.moving)
         return loss, {}
 
     def sample(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Conditions]:

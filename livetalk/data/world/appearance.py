@@ -12,7 +12,7 @@ from livetalk.data.world.face_model import FaceModel
 Colour = tuple[float, float, float]
 
 SKINS = (
-    *((246, 220, 203), (238, 200, 174), (222, 177, 145), (198, 149, 114)),
+    *((240, 210, 190), (234, 196, 170), (222, 177, 145), (198, 149, 114)),
     *((166, 117, 84), (126, 84, 60), (92, 62, 48)),
 )
 DARK_SKIN = 3.4  # index into SKINS from which hair and eyes are mostly dark
@@ -221,8 +221,8 @@ def _light(rng: np.random.Generator) -> Light:
     direction = np.array([np.sin(side) * np.cos(height), np.sin(height), np.cos(side) * np.cos(height)])
     warmth = rng.uniform(-1, 1)
     tint = np.array([1 + 0.07 * warmth, 1.0, 1 - 0.09 * warmth])
-    strength = rng.uniform(0.55, 0.85)
-    ambient = rng.uniform(0.34, 0.5)
+    strength = rng.uniform(0.48, 0.74)
+    ambient = rng.uniform(0.32, 0.44)
     return Light(
         key_direction=_triple(direction),
         key=_triple(tint * strength),

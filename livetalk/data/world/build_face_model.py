@@ -1,14 +1,12 @@
 """Pack the public ICT-FaceKit repository into the one .npz file that FaceModel.load reads.
 
-`python -m livetalk.data.world.build_face_model CLONE OUTPUT`. The repository (ICT-VGL/ICT-FaceKit, MIT licence) keeps
+`scripts/build_face_model.sh CLONE OUTPUT` runs it. The repository (ICT-VGL/ICT-FaceKit, MIT licence) keeps
 one OBJ file a shape in FaceXModel/: the neutral head, identity000.obj and on, and one file an expression. All share the
 neutral's vertices and faces; a shape's offsets are its vertices minus the neutral's.
 """
 
-import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,24 +95,11 @@ def pack(clone: Path) -> dict[str, np.ndarray]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status (2: a mistake in the arguments)."""
-    parser = argparse.ArgumentParser(description="Pack a clone of ICT-FaceKit into one .npz file.")
-    parser.add_argument("clone", type=Path, help="folder of a clone of the public ICT-FaceKit repository")
-    parser.add_argument("output", type=Path, help="file to write, such as face-model/ict-facekit.npz")
-    given = parser.parse_args(arguments)
-    try:
-        arrays = pack(given.clone)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = given.output.with_name(given.output.name + ".partial.npz")
+def build(clone: Path, output: Path) -> Path:
+    """Pack `clone` into the file `output`, which appears only when it is whole. Raises ValueError as pack does."""
+    arrays = pack(clone)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial.npz")
     np.savez_compressed(partial, **arrays)
-    os.replace(partial, given.output)
-    print(given.output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    os.replace(partial, output)
+    return output

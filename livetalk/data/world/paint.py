@@ -61,7 +61,7 @@ class FaceMap:
         lips = _lips(points, marks)
         inside = smoothstep(0.05, 0.7, marks[62, 2] - z) * (x < 1.6) * lips
         shade = 1 - 0.3 * smoothstep(-6.8, -8.6, y) * smoothstep(8.5, 6.0, z)
-        shade *= (1 - 0.75 * smoothstep(0.62, 0.25, np.minimum(*nostril))) * (1 - 0.4 * inside)
+        shade *= (1 - 0.75 * smoothstep(0.85, 0.35, np.minimum(*nostril))) * (1 - 0.4 * inside)
         beard = smoothstep(0.0, -2.8, y + 0.16 * x) * smoothstep(-9.5, -7.5, y) * smoothstep(0.5, 3.5, z)
         return cls(
             skin=skin,

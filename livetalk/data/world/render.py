@@ -68,8 +68,9 @@ class Renderer:
         return video
 
     def tracks(self, looks: list[Look], motions: list) -> dict[str, np.ndarray]:
-        """Geometric truth in the head's own frame: mouth_open (gap of landmarks 62 and 66), mouth_width (48 and 54) and
-        eye_open (mean lid gap), each over the identity's face length (landmarks 27 to 8): float32 [B, T]."""
+        """Geometric truth in the head's own frame: mouth_open (upright gap of landmarks 62 and 66), mouth_width
+        (48 and 54) and eye_open (mean lid gap), each over the identity's face length (landmarks 27 to 8): float32
+        [B, T]."""
         _checked(looks, motions)
         rows = [self._tracks(look, motion) for look, motion in zip(looks, motions, strict=True)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -84,7 +85,8 @@ class Renderer:
             return (np.linalg.norm(moved[:, a] - moved[:, b], axis=-1).mean(1) / face).astype(np.float32)
 
         return {
-            "mouth_open": gap([62], [66]),
+            # Upright, because a lip that is tucked behind the other is closed however far it is moved in depth.
+            "mouth_open": (np.maximum(moved[:, 62, 1] - moved[:, 66, 1], 0) / face).astype(np.float32),
             "mouth_width": gap([48], [54]),
             "eye_open": gap([37, 38, 43, 44], [41, 40, 47, 46]),
         }

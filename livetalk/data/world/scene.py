@@ -51,10 +51,10 @@ def identity_shape(model: FaceModel, look: Look) -> np.ndarray:
 def _tucked(positions: np.ndarray) -> np.ndarray:
     """Vertices with the bust's shoulders, back and chest drawn in, so that they stay under the clothes."""
     x, y, z = positions.T
-    below = smoothstep(-8.0, -9.5, y) * (z < 6.5)
-    widest = np.where(z < 2, 6.3, 9.5)
+    below = smoothstep(-8.0, -9.5, y) * ((z < 6.5) | (y < -11.5))
+    widest = np.where(z < 2, 6.3, 8.0)
     inside = np.stack([np.clip(x, -widest, widest), y, np.maximum(z, -6.2)], 1)
-    inside[:, 2] = np.minimum(inside[:, 2], np.interp(y, (-15, -11), (3.6, 6.0)))
+    inside[:, 2] = np.minimum(inside[:, 2], np.interp(y, (-16, -13.5, -11), (0.5, 3.0, 6.0)))
     return positions + (inside - positions) * below[:, None]
 
 
