@@ -99,7 +99,8 @@ class TeacherRun:
     """`scripts/train_teacher.sh`: the bidirectional teacher and its text encoder, by flow matching.
 
     family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames, longer
-    than a window of flow.latents, so that windows can continue others.
+    than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the process only
+    encodes its part of the clips, so that several can share the work.
     """
 
     run: str = "train_teacher"
@@ -109,6 +110,8 @@ class TeacherRun:
     clips: int = 4096
     clip_latents: int = 25
     shard: int = 256
+    part: int = 0
+    parts: int = 1
     world: WorldConfig = WorldConfig()
     dit: DiTConfig = DiTConfig.nano()
     text: TextConfig = TextConfig.nano()

@@ -22,8 +22,8 @@ from livetalk.models.audio import AudioConfig, AudioEncoder
 from livetalk.models.audio import published_names as audio_names
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
-from livetalk.models.text import TextConfig, TextEncoder, load_tokenizer
-from livetalk.models.text import our_names as text_names
+from livetalk.models.text import TextConfig, TextEncoder, Tokenize, file_tokenizer, hub_tokenizer
+from livetalk.models.text import published_names as text_names
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.models.weights import load_into, tensors_of
 from livetalk.parts import CONFIG, TOKENIZER, read_config
@@ -124,6 +124,7 @@ class Part:
     source: Path
     rename: Callable[[str], tuple[str, ...]] = lambda name: (name,)
     tokenizer: Path | None = None
+    read_tokenizer: Callable[[Path], Tokenize] = file_tokenizer
 
     def load(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The network with its weights. Raises ValueError for weights that are missing or do not fit."""
@@ -136,7 +137,7 @@ class Part:
         if isinstance(module, WanVAE):
             module.set_statistics()
         if self.tokenizer is not None:
-            module.tokenizer = load_tokenizer(self.tokenizer)
+            module.tokenizer = self.read_tokenizer(self.tokenizer)
         return module.eval().requires_grad_(False)
 
 
@@ -180,8 +181,9 @@ def _published_parts(run: InferenceRun) -> list[Part]:
             "text",
             lambda: TextEncoder(TextConfig.umt5_xxl()),
             base / "models_t5_umt5-xxl-enc-bf16.pth",
-            rename=text_names,
+            rename=lambda name: tuple(text_names([name])),
             tokenizer=base / "google" / "umt5-xxl",
+            read_tokenizer=hub_tokenizer,
         ),
         Part("generator", lambda: WanDiT(published.config), CHECKPOINTS / published.generator),
     ]
@@ -205,7 +207,7 @@ def _family_parts(run: InferenceRun) -> list[Part]:
     return [
         part("vae", WanVAE, VAEConfig),
         part("audio", AudioEncoder, AudioConfig),
-        part("text", TextEncoder, TextConfig, rename=text_names, tokenizer=folder / "text" / TOKENIZER),
+        part("text", TextEncoder, TextConfig, tokenizer=folder / "text" / TOKENIZER),
         part("generator", WanDiT, DiTConfig),
     ]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from livetalk.models.audio import AudioConfig, AudioEncoder
 from livetalk.models.dit import DiTConfig, WanDiT
-from livetalk.models.text import TextConfig, TextEncoder, our_names
+from livetalk.models.text import TextConfig, TextEncoder, file_tokenizer, published_names
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.models.weights import load_into, tensors_of
 
@@ -55,8 +55,8 @@ def load_audio(family: str | Path, device: torch.device | str = "cpu", dtype: to
 def load_text(family: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
     folder = Path(family) / "text"
     with torch.device("meta"):
-        encoder = TextEncoder(read_config(folder, TextConfig), folder / TOKENIZER)
-    load_into(encoder, tensors_of(folder), dtype=dtype, device=device, rename=our_names)
+        encoder = TextEncoder(read_config(folder, TextConfig), file_tokenizer(folder / TOKENIZER))
+    load_into(encoder, tensors_of(folder), dtype=dtype, device=device, rename=lambda name: tuple(published_names([name])))
     return encoder.eval().requires_grad_(False)
 
 

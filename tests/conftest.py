@@ -15,20 +15,20 @@ def tiny_family(tmp_path_factory) -> Path:
     """A folder like livetalk/assets/nano with the smallest sizes that keep the shapes' relations."""
     from livetalk.models.audio import AudioConfig, AudioEncoder
     from livetalk.models.dit import DiTConfig, WanDiT
-    from livetalk.models.text import TextConfig, TextEncoder, to_published, train_tokenizer
+    from livetalk.models.text import TextConfig, TextEncoder, train_tokenizer
     from livetalk.models.vae import VAEConfig, WanVAE
     from livetalk.models.weights import save_pieces
 
     small = {"hidden": 16, "layers": 1, "heads": 2, "ffn": 16, "conv_dim": (16,) * 7}
     audio = replace(AudioConfig.nano(), **small)
-    text = TextConfig(vocab=300, dim=16, attention=16, ffn=16, heads=2, layers=1, text_len=8, cleaning="plain")
+    text = TextConfig(dim=16, heads=2, head_dim=8, ffn=16, layers=1, vocab=300, length=8, fix_text=False)
     dit = DiTConfig(
         dim=24,
         ffn_dim=32,
         heads=2,
         layers=4,
         text_dim=text.dim,
-        text_len=text.text_len,
+        text_len=text.length,
         freq_dim=16,
         audio_dim=audio.channels,
         audio_hidden=8,
@@ -47,10 +47,8 @@ def tiny_family(tmp_path_factory) -> Path:
         folder = family / name
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(asdict(module.config)))
-        weights = module.state_dict()
-        weights = to_published(weights, text.layers) if name == "text" else weights
-        save_pieces(folder, weights, 200_000, torch.float32)
-    train_tokenizer(["nods while speaking"], text.vocab).save(str(family / "text" / "tokenizer.json"))
+        save_pieces(folder, module.state_dict(), 200_000, torch.float32)
+    train_tokenizer(["nods while speaking"], family / "text" / "tokenizer.json", text.vocab)
     return family
 
 

@@ -44,7 +44,18 @@ WIRING = {"config", "families", "cli", "commands"}
 ROOMS = {*ARROWS, *WIRING}
 # What a bare GPU machine has; everything else is imported where it is used.
 KERNELS = "_triton.py"  # modules that exist for one GPU compiler, and are imported where a GPU is
-TOP_LEVEL = {"torch", "numpy", "einops", "safetensors", "transformers", "accelerate", "omegaconf", "yaml", "PIL"}
+TOP_LEVEL = {
+    "torch",
+    "numpy",
+    "einops",
+    "safetensors",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "omegaconf",
+    "yaml",
+    "PIL",
+}
 
 
 def module_of(path: Path) -> str:

@@ -31,6 +31,8 @@ from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 STAGES = ("vae", "judges", "audio")
+START_LOG_VARIANCE = -6.0
+"""Of the VAE's posterior: training starts with almost clean latents instead of drowning them in noise."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,10 @@ class JudgesTraining:
 
 def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
     torch.manual_seed(run.vae_train.seed)
-    vae = WanVAE(run.vae).to(device)
+    vae = WanVAE(run.vae)
+    with torch.no_grad():
+        vae.conv1.bias[run.vae.z_dim :] = START_LOG_VARIANCE
+    vae.to(device)
     trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), run.vae_train, folder, device)
     trainer.fit()
     trained = {name.removeprefix("vae."): value for name, value in trainer.weights().items()}

@@ -18,22 +18,21 @@ from torch import Tensor
 from livetalk.commands.family import Card, device_of, export_part, settle_gpu
 from livetalk.config import TeacherRun
 from livetalk.data import encoded
-from livetalk.data.encoded import EncodedClips, Excerpts
+from livetalk.data.encoded import Excerpts
 from livetalk.data.world.clip import World
 from livetalk.data.world.prompts import Attributes, describe
 from livetalk.data.world.take import generator
 from livetalk.geometry import frames_of_latents
 from livetalk.models.dit import WanDiT, initialise
-from livetalk.models.text import TextEncoder, to_published, train_tokenizer
+from livetalk.models.text import TextEncoder, file_tokenizer, published_name, train_tokenizer
 from livetalk.parts import TOKENIZER, load_audio, load_vae
 from livetalk.training.teacher import FlowMatchingObjective, Prompts
 from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-def encode(run: TeacherRun, device: torch.device) -> EncodedClips:
-    """Renders and encodes the training clips, or reads those that a run before this one has left."""
-    folder = Path("runs") / run.name / "clips"
+def encode(run: TeacherRun, folder: Path, device: torch.device) -> None:
+    """Renders and encodes this process's part of the training clips, as far as they are not there yet."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     vae = load_vae(run.family, device, torch.float32).eval()
     audio = load_audio(run.family, device, torch.float32).eval()
@@ -55,8 +54,7 @@ def encode(run: TeacherRun, device: torch.device) -> EncodedClips:
                 prompts += excerpts.prompts
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, prompts
 
-        encoded.write(folder, run.clips, run.shard, source, make)
-    return encoded.load(folder)
+        encoded.write(folder, run.clips, run.shard, source, make, (run.part, run.parts))
 
 
 def tokenizer_file(run: TeacherRun) -> Path:
@@ -65,14 +63,13 @@ def tokenizer_file(run: TeacherRun) -> Path:
     if not path.exists():
         rng = generator(run.world, "train", 99)
         prompts = [describe(Attributes.sample(rng), rng) for _ in range(20_000)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(prompts, run.text.vocab).save(str(path))
+        train_tokenizer(prompts, path, run.text.vocab)
     return path
 
 
 def prompt_tokens(text: TextEncoder, prompts: list[str], device: torch.device) -> Prompts:
-    ids, mask = text.tokenise(prompts)
-    empty_ids, empty_mask = text.tokenise([""])
+    ids, mask = text.tokens(prompts)
+    empty_ids, empty_mask = text.tokens([""])
     return Prompts(*(value.to(device) for value in (ids, mask, empty_ids, empty_mask)))
 
 
@@ -82,10 +79,14 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
     folder = Path("runs") / run.name / "teacher"
     print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}")
     started = time.monotonic()
-    clips = encode(run, device).to(device)
+    encode(run, folder.with_name("clips"), device)
     log.info("encoded clips ready after %.1f s", time.monotonic() - started)
+    if run.parts > 1:
+        print(f"part {run.part} of {run.parts} encoded: train with parts=1 when all are")
+        return
+    clips = encoded.load(folder.with_name("clips")).to(device)
     torch.manual_seed(run.train.seed)
-    text = TextEncoder(run.text, tokenizer=tokenizer_file(run)).to(device)
+    text = TextEncoder(run.text, file_tokenizer(tokenizer_file(run))).to(device)
     dit = WanDiT(run.dit)
     initialise(dit, torch.Generator().manual_seed(run.train.seed))
     dit.to(device)
@@ -102,6 +103,9 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
 
 def export(run: TeacherRun, trainer: Trainer, figures: dict[str, float]) -> None:
     weights, card = trainer.weights(), Card.of(run, trainer, figures)
-    for part, prefix, config in (("teacher", "dit.", run.dit), ("text", "text.", run.text)):
-        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        export_part(run.family, part, config, own if part == "teacher" else to_published(own, run.text.layers), card)
+    dit, text = (
+        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        for prefix in ("dit.", "text.")
+    )
+    export_part(run.family, "teacher", run.dit, dit, card)
+    export_part(run.family, "text", run.text, {published_name(name): value for name, value in text.items()}, card)

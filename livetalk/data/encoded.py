@@ -74,11 +74,17 @@ def encode_excerpts(excerpts: Excerpts, vae: nn.Module, audio: nn.Module, dtype:
 
 
 def write(
-    folder: Path, count: int, shard: int, source: dict, make: Callable[[int, int], tuple[dict[str, Tensor], list[str]]]
+    folder: Path,
+    count: int,
+    shard: int,
+    source: dict,
+    make: Callable[[int, int], tuple[dict[str, Tensor], list[str]]],
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Fills `folder` with `count` clips. make(start, stop) gives the tensors and prompts of clips start .. stop-1.
 
-    source: JSON-able description of what the clips are made from. Raises ValueError if the folder holds others.
+    source: JSON-able description of what the clips are made from; part (i, n): this process makes every n-th shard
+    from the i-th on. Raises ValueError if the folder holds clips of another source.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / INDEX
@@ -87,7 +93,7 @@ def write(
         raise ValueError(f"{folder} holds clips made with other settings: remove it or name another folder")
     _replace(index, lambda path: path.write_text(json.dumps(description, indent=1)))
     started, done = time.monotonic(), 0
-    for start in range(0, count, shard):
+    for start in range(part[0] * shard, count, part[1] * shard):
         path = folder / f"shard-{start // shard:05d}.safetensors"
         stop = min(start + shard, count)
         if path.exists():
@@ -97,11 +103,12 @@ def write(
         _replace(path, lambda to, t=tensors, p=prompts: save_file(t, to, {"prompts": json.dumps(p)}))
         done += stop - start
         rate = done / (time.monotonic() - started)
-        log.info("encoded %d/%d clips, %.1f clips/s, %.1f min left", stop, count, rate, (count - stop) / rate / 60)
+        left = (count - stop) / part[1] / rate
+        log.info("encoded %d/%d clips, %.1f clips/s, %.1f min left", stop, count, rate, left / 60)
 
 
 def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     write_to(partial)
     os.replace(partial, path)
 

@@ -45,8 +45,23 @@ class TextConfig:
 
     @classmethod
     def nano(cls) -> TextConfig:
-        """The nano family's encoder: 2 layers of 64, 164 k parameters."""
+        """The nano family's encoder: 2 layers of 64, 128 k parameters."""
         return cls(dim=64, heads=4, head_dim=16, ffn=160, layers=2, vocab=512, length=48, fix_text=False)
+
+    @classmethod
+    def from_published(cls, settings: dict) -> TextConfig:
+        """From the published code's argument names. Raises ValueError for what this model does not have."""
+        if settings["shared_pos"] or settings["dropout"]:
+            raise ValueError(f"shared positions and dropout are not supported: {settings}")
+        return cls(
+            dim=settings["dim"],
+            heads=settings["num_heads"],
+            head_dim=settings["dim_attn"] // settings["num_heads"],
+            ffn=settings["dim_ffn"],
+            layers=settings["num_layers"],
+            vocab=settings["vocab"],
+            buckets=settings["num_buckets"],
+        )
 
 
 class Tokenize(Protocol):
@@ -64,6 +79,10 @@ class TextEncoder(nn.Module):
         # The stack alone: its embedding is the only copy, so nothing is tied and every parameter has one name.
         self.encoder = UMT5EncoderModel(_transformers_config(config)).encoder
         self.tokenizer = tokenizer
+
+    def load_published(self, weights: dict[str, Tensor]) -> None:
+        """Loads weights under the names of a published file, strictly."""
+        self.load_state_dict({ours: weights[name] for ours, name in published_names(weights).items()}, strict=True)
 
     def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Cleans and tokenizes: ids and mask [B, L] on the CPU. Texts that are too long are cut, keeping the end mark."""
@@ -131,18 +150,19 @@ def file_tokenizer(path: str | Path) -> Tokenize:
 def train_tokenizer(texts: Iterable[str], path: str | Path, vocab: int = 512) -> Tokenize:
     """Learns a small tokenizer from `texts` and writes it to `path` as one tokenizer.json.
 
-    Lower-cased byte-pair encoding in which any unknown character falls back to its bytes, so every text has tokens.
-    Ids: 0 padding, 1 end of text. Deterministic. Raises ValueError if `vocab` cannot hold the bytes and letters.
+    Lower-cased byte-pair encoding over bytes, so every text has tokens. Ids: 0 padding, 1 end of text. Deterministic.
+    Raises ValueError if `vocab` cannot hold the 256 bytes.
     """
-    floor = 2 + 256 + 64
-    if vocab < floor:
-        raise ValueError(f"a vocabulary of {vocab} is too small: it holds 256 bytes, letters and merges, at least {floor}")
-    tokenizer = FastTokenizer(models.BPE(byte_fallback=True))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab < len(alphabet) + 2:
+        raise ValueError(f"a vocabulary of {vocab} cannot hold {len(alphabet)} bytes and 2 marks: use 512")
+    tokenizer = FastTokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
-    marks = [PAD, END, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=marks, limit_alphabet=60, show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=[PAD, END], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
