@@ -158,6 +158,14 @@ PUBLISHED = {
 GENERATORS = {"teacher": "teacher", "causal": "student"}
 
 
+def _audio_name(theirs: str) -> tuple[str, ...]:
+    return tuple(audio_names([theirs]))
+
+
+def _text_name(theirs: str) -> tuple[str, ...]:
+    return tuple(text_names([theirs]))
+
+
 def parts_of(run: InferenceRun) -> list[Part]:
     """vae, audio, text and generator of a run's model. Raises ValueError for a model or sampler that is not known."""
     if run.sampler not in GENERATORS:
@@ -175,13 +183,13 @@ def _published_parts(run: InferenceRun) -> list[Part]:
             "audio",
             lambda: AudioEncoder(AudioConfig.wav2vec2_base()),
             CHECKPOINTS / "wav2vec2",
-            rename=lambda name: tuple(audio_names([name])),
+            rename=_audio_name,
         ),
         Part(
             "text",
             lambda: TextEncoder(TextConfig.umt5_xxl()),
             base / "models_t5_umt5-xxl-enc-bf16.pth",
-            rename=lambda name: tuple(text_names([name])),
+            rename=_text_name,
             tokenizer=base / "google" / "umt5-xxl",
             read_tokenizer=hub_tokenizer,
         ),
@@ -207,7 +215,7 @@ def _family_parts(run: InferenceRun) -> list[Part]:
     return [
         part("vae", WanVAE, VAEConfig),
         part("audio", AudioEncoder, AudioConfig),
-        part("text", TextEncoder, TextConfig, tokenizer=folder / "text" / TOKENIZER),
+        part("text", TextEncoder, TextConfig, rename=_text_name, tokenizer=folder / "text" / TOKENIZER),
         part("generator", WanDiT, DiTConfig),
     ]
 

@@ -115,11 +115,16 @@ class FrameNet(nn.Module):
     def __init__(self, widths: tuple[int, ...], features: int, size: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
+        self.stem_norm = nn.GroupNorm(4, widths[0])
+        # Lids and lips are a few pixels wide: they are looked at once more before the resolution falls again.
+        self.mix = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        self.mix_norm = nn.GroupNorm(4, widths[0])
         self.stages = nn.ModuleList(Stage(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.project = nn.Linear(widths[-1] * (size // 32) ** 2, features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.silu(self.stem(x))
+        x = F.silu(self.stem_norm(self.stem(x)))
+        x = x + F.silu(self.mix_norm(self.mix(x)))
         for stage in self.stages:
             x = stage(x)
         return self.project(x.flatten(1))
