@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 EXTRAS = {
-    # Making the synthetic world: speech with exact phoneme times. espeakng-loader is GPL-3, so never a base requirement.
+    # Making the synthetic world: speech with exact phoneme times. espeakng-loader is GPL-3, so it stays an extra.
     "data": ["espeakng-loader>=0.2.4", "matplotlib>=3.8"],
     # Serving a live conversation.
     "realtime": ["fastapi>=0.115", "uvicorn>=0.30", "websockets>=13", "av>=14", "aiortc>=1.9"],

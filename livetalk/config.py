@@ -69,7 +69,7 @@ class InferenceRun:
 class NanoRun:
     """`scripts/train_nano.sh`: VAE, judges and audio encoder of the nano family, from a pool of rendered clips.
 
-    first, last: stages to run; clips, held_out: clips of the training and dev splits, `frames` frames long.
+    first, last: stages to run; workers: processes that prepare sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long.
     """
 
     run: str = "train_nano"
@@ -78,6 +78,7 @@ class NanoRun:
     device: str = "auto"
     first: str = "vae"
     last: str = "audio"
+    workers: int = 16
     clips: int = 1024
     held_out: int = 128
     frames: int = 81
@@ -85,6 +86,7 @@ class NanoRun:
     vae: VAEConfig = VAEConfig(base_dim=16)
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     vae_train: TrainConfig = TrainConfig()
+    decoder_train: TrainConfig = TrainConfig()
     judges: JudgesConfig = JudgesConfig()
     judges_objective: ObjectiveConfig = ObjectiveConfig()
     judges_frames: int = 32
@@ -112,6 +114,7 @@ class TeacherRun:
     shard: int = 256
     part: int = 0
     parts: int = 1
+    workers: int = 16
     world: WorldConfig = WorldConfig()
     dit: DiTConfig = DiTConfig.nano()
     text: TextConfig = TextConfig.nano()

@@ -1,6 +1,7 @@
 """`bash scripts/train_nano.sh`: the parts of the nano family that are frozen before any generator.
 
-Stages, in order: vae, judges, audio. Each trains on the same pool of clips of the synthetic world, held on the device,
+Stages, in order: vae; decoder, which trains the VAE's decoder further while its encoder, and so every latent made with
+it, stays; judges; audio. Each trains on the same pool of clips of the synthetic world, held on the device,
 continues from its own checkpoint, and exports its weights with a card.
 """
 
@@ -21,16 +22,17 @@ from livetalk.config import NanoRun
 from livetalk.data.world.clip import World
 from livetalk.data.world.labels import ATTRIBUTES, SOUND_CLASSES, attribute_vector, sound_classes
 from livetalk.evaluation.judges import TRACKS, Judges
-from livetalk.evaluation.objective import JudgesObjective
+from livetalk.evaluation.objective import JudgesObjective, partners
 from livetalk.models.audio import AudioEncoder, AudioHeads
 from livetalk.models.vae import WanVAE
+from livetalk.parts import load_vae
 from livetalk.training import audio as audio_training
 from livetalk.training.audio import AudioObjective, LabelledSound
 from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr, to_unit
-from livetalk.training.trainer import Trainer
+from livetalk.training.trainer import TrainConfig, Trainer
 
 log = logging.getLogger(__name__)
-STAGES = ("vae", "judges", "audio")
+STAGES = ("vae", "decoder", "judges", "audio")
 START_LOG_VARIANCE = -6.0
 """Of the VAE's posterior: training starts with almost clean latents instead of drowning them in noise."""
 
@@ -64,12 +66,13 @@ class Pool:
         return LabelledSound(self.pcm, self.classes, (curves - mean) / scale)
 
 
-def make_pool(world: World, split: str, count: int, frames: int, device: torch.device) -> Pool:
+def make_pool(world: World, split: str, count: int, frames: int, device: torch.device, pictures: bool = True) -> Pool:
+    """The first `count` clips of a split; without pictures, frames are empty [N, 0, ...]."""
     size = world.config.size
-    pictures = torch.empty(count, frames, size, size, 3, dtype=torch.uint8, device=device)
+    shown = torch.empty(count, frames if pictures else 0, size, size, 3, dtype=torch.uint8, device=device)
     rows, started = [], time.monotonic()
-    for batch in world.stream(split, range(count), frames):
-        pictures[len(rows) : len(rows) + len(batch.takes)] = batch.frames
+    for batch in world.stream(split, range(count), frames, pictures=pictures):
+        shown[len(rows) : len(rows) + len(batch.takes)] = batch.frames
         rows += zip(batch.takes, batch.tracks, strict=True)
     seconds = time.monotonic() - started
     log.info("%s: %d clips of %d frames, %.0f frames/s", split, count, frames, count * frames / seconds)
@@ -78,7 +81,7 @@ def make_pool(world: World, split: str, count: int, frames: int, device: torch.d
         return torch.from_numpy(np.stack([np.asarray(value, dtype) for value in values])).to(device)
 
     return Pool(
-        frames=pictures,
+        frames=shown,
         tracks={name: stacked(tracks[name] for _, tracks in rows) for name in (*TRACKS, "speech")},
         pcm=stacked(take.pcm for take, _ in rows),
         classes=stacked((sound_classes(take.phones, frames) for take, _ in rows), np.int64),
@@ -99,8 +102,9 @@ class JudgesTraining:
     def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         count, length = self.pool.frames.shape[:2]
         device = self.pool.frames.device
-        # Pairs of excerpts of one clip give every identity a partner.
-        chosen = torch.randint(count, (batch,), generator=generator, device=device)
+        chosen = torch.randint(count, (batch - batch // 2,), generator=generator, device=device)
+        # Half of the batch shows people of the other half again, in another scene where the pool has one.
+        chosen = torch.cat([chosen, partners(self.pool.identity, chosen, generator)])[:batch]
         start = int(torch.randint(length - self.frames + 1, (1,), generator=generator, device=device))
         return self.objective(self.pool.batch(chosen, slice(start, start + self.frames)), generator)
 
@@ -110,17 +114,29 @@ def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: t
     vae = WanVAE(run.vae)
     with torch.no_grad():
         vae.conv1.bias[run.vae.z_dim :] = START_LOG_VARIANCE
-    vae.to(device)
-    trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), run.vae_train, folder, device)
-    trainer.fit()
-    trained = {name.removeprefix("vae."): value for name, value in trainer.weights().items()}
-    vae.load_state_dict(trained)
-    sample = train.frames[: min(128, len(train.frames))]
-    mean, deviation = latent_statistics(vae, sample)
+    trainer = fit_vae(vae.to(device), run, run.vae_train, train, folder, device)
+    mean, deviation = latent_statistics(vae, train.frames[:128])
     config = replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))
     table = reconstruction(vae, held_out.frames)
     log.info("vae: %s", table)
     export_part(run.family, "vae", config, vae.state_dict(), Card.of(run, trainer, table))
+
+
+def train_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
+    vae = load_vae(run.family, device)
+    vae.decoder.requires_grad_(True)
+    vae.conv2.requires_grad_(True)
+    trainer = fit_vae(vae, run, run.decoder_train, train, folder, device)
+    table = reconstruction(vae, held_out.frames)
+    log.info("decoder: %s", table)
+    export_part(run.family, "vae", vae.config, vae.state_dict(), Card.of(run, trainer, table))
+
+
+def fit_vae(vae: WanVAE, run: NanoRun, settings: TrainConfig, train: Pool, folder: Path, device: torch.device) -> Trainer:
+    trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), settings, folder, device)
+    trainer.fit()
+    vae.load_state_dict({name.removeprefix("vae."): value for name, value in trainer.weights().items()})
+    return trainer
 
 
 @torch.no_grad()
@@ -174,11 +190,12 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
     settle_gpu()
     folder = Path("runs") / run.name
     print(f"train_nano: {run.name} on {device}, stages {', '.join(chosen)}, checkpoints in {folder}")
-    workers = min(16, os.cpu_count() or 1)
+    workers = min(run.workers, os.cpu_count() or 1)
+    pictures = chosen != ("audio",)
     with World(run.world, device=device, workers=workers if run.clips > 64 else 0) as world:
-        train = make_pool(world, "train", run.clips, run.frames, device)
-        held_out = make_pool(world, "dev", run.held_out, run.frames, device)
-    stages = {"vae": train_vae, "judges": train_judges, "audio": train_audio}
+        train = make_pool(world, "train", run.clips, run.frames, device, pictures)
+        held_out = make_pool(world, "dev", run.held_out, run.frames, device, pictures)
+    stages = {"vae": train_vae, "decoder": train_decoder, "judges": train_judges, "audio": train_audio}
     for stage in chosen:
         started = time.monotonic()
         stages[stage](run, train, held_out, folder / stage, device)

@@ -42,7 +42,7 @@ def encode(run: TeacherRun, folder: Path, device: torch.device) -> None:
         "frames": frames,
         "encoders": encoded.fingerprint(vae, audio),
     }
-    workers = min(16, os.cpu_count() or 1) if run.clips > 64 else 0
+    workers = min(run.workers, os.cpu_count() or 1) if run.clips > 64 else 0
     with World(run.world, device=device, workers=workers) as world:
 
         def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
@@ -95,17 +95,18 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
         for block in dit.blocks:
             block.compile()
     trainer = Trainer(FlowMatchingObjective(dit, text, clips, prompts, run.flow), run.train, folder, device)
-    last = trainer.fit()
-    export(run, trainer, last)
+    trainer.fit(lambda step: export(run, trainer))
     print(f"checkpoint: {Path(run.family) / 'teacher'}")
     print("use it: bash scripts/inference.sh" + ("" if run.family == TeacherRun().family else f" model={run.family}"))
 
 
-def export(run: TeacherRun, trainer: Trainer, figures: dict[str, float]) -> None:
-    weights, card = trainer.weights(), Card.of(run, trainer, figures)
+def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:
+    """Writes the parts into the family, at every checkpoint, so that a run cut short leaves a teacher too."""
+    weights, card = trainer.weights(), Card.of(run, trainer, trainer.scalars)
     dit, text = (
         {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         for prefix in ("dit.", "text.")
     )
     export_part(run.family, "teacher", run.dit, dit, card)
     export_part(run.family, "text", run.text, {published_name(name): value for name, value in text.items()}, card)
+    return {}

@@ -94,7 +94,6 @@ class AudioConfig:
             lookahead=3200,
         )
 
-
     @classmethod
     def from_published(cls, settings: dict) -> AudioConfig:
         """From transformers' argument names, without normalisation of the sound."""
@@ -131,7 +130,9 @@ class AudioEncoder(nn.Module):
         goes, by kind "window" and ignored by kind "clip" (except in its normalisation).
         """
         if pcm.ndim != 2 or frames < 1:
-            raise ValueError(f"audio features need sound [batch, samples] and frames >= 1: got {list(pcm.shape)}, {frames}")
+            raise ValueError(
+                f"audio features need sound [batch, samples] and frames >= 1: got {list(pcm.shape)}, {frames}"
+            )
         if self.config.kind == "window":
             before = self.config.window - self.config.lookahead
             return self.windows(_fit(pcm, before, (frames - 1) * SAMPLES_PER_FRAME + self.config.window), frames)
@@ -180,8 +181,8 @@ class AudioEncoder(nn.Module):
     def _states(self, extracted: Tensor) -> list[Tensor]:
         """[B, c, P] -> last hidden state, embedding output, output of every layer: layers + 2 times [B, P, hidden].
 
-        The layers are run here because the encoder's own forward returns its last state only. As transformers has it,
-        the last layer's output is the last hidden state, after the final norm where there is one.
+        The layers are run here because the encoder's own forward returns its last state only. As in the
+        published features, the last layer is there twice, both times after the final norm where there is one.
         """
         encoder = self.model.encoder
         hidden = self.model.feature_projection(rearrange(extracted, "b c p -> b p c"))[0]
@@ -206,7 +207,9 @@ class AudioStream:
 
     def __init__(self, encoder: AudioEncoder, batch: int = 1):
         if encoder.config.kind != "window":
-            raise ValueError(f"audio of kind {encoder.config.kind!r} hears the whole clip and cannot stream: use 'window'")
+            raise ValueError(
+                f"audio of kind {encoder.config.kind!r} hears the whole clip and cannot stream: use 'window'"
+            )
         self.encoder = encoder
         self.config = encoder.config
         weight = next(encoder.parameters())

@@ -85,7 +85,7 @@ class TextEncoder(nn.Module):
         self.load_state_dict({ours: weights[name] for ours, name in published_names(weights).items()}, strict=True)
 
     def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Cleans and tokenizes: ids and mask [B, L] on the CPU. Texts that are too long are cut, keeping the end mark."""
+        """Cleans and tokenizes: ids and mask [B, L] on the CPU. Long texts are cut, keeping the end mark."""
         assert self.tokenizer is not None, "this TextEncoder was built without a tokenizer"
         return self.tokenizer([clean(text, self.config.fix_text) for text in texts], self.config.length)
 
@@ -120,7 +120,7 @@ def clean(text: str, fix_text: bool) -> str:
 
 
 def hub_tokenizer(folder: str | Path) -> Tokenize:
-    """The tokenizer of a local Hugging Face folder, such as google/umt5-xxl. Raises ValueError where it cannot be read."""
+    """The tokenizer of a local Hugging Face folder, such as google/umt5-xxl. ValueError where it cannot be read."""
     from transformers import AutoTokenizer
 
     if not Path(folder).is_dir():
@@ -129,11 +129,18 @@ def hub_tokenizer(folder: str | Path) -> Tokenize:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"tokenizer folder {folder} cannot be read ({reason}): run bash scripts/download.sh") from error
+        raise ValueError(
+            f"tokenizer folder {folder} cannot be read ({reason}): run bash scripts/download.sh"
+        ) from error
 
     def tokenize(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
         out = tokenizer(
-            texts, padding="max_length", truncation=True, max_length=length, add_special_tokens=True, return_tensors="pt"
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            add_special_tokens=True,
+            return_tensors="pt",
         )
         return out["input_ids"], out["attention_mask"].bool()
 
@@ -141,10 +148,13 @@ def hub_tokenizer(folder: str | Path) -> Tokenize:
 
 
 def file_tokenizer(path: str | Path) -> Tokenize:
-    """The tokenizer of one tokenizer.json, such as `train_tokenizer` writes. Raises ValueError where it cannot be read."""
+    """The tokenizer of one tokenizer.json, such as `train_tokenizer` writes. ValueError where it cannot be read."""
     if not Path(path).is_file():
         raise ValueError(f"tokenizer {path} does not exist: name a tokenizer.json")
-    return _batched(FastTokenizer.from_file(str(path)))
+    try:
+        return _batched(FastTokenizer.from_file(str(path)))
+    except Exception as error:  # the binding raises nothing narrower
+        raise ValueError(f"tokenizer {path} cannot be read: {error}") from error
 
 
 def train_tokenizer(texts: Iterable[str], path: str | Path, vocab: int = 512) -> Tokenize:

@@ -52,7 +52,8 @@ class AutoencoderObjective:
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         video = self._sample(batch, generator)
-        mean, logvar = self.vae.posterior(video)
+        with torch.set_grad_enabled(self.vae.conv1.weight.requires_grad):
+            mean, logvar = self.vae.posterior(video)
         logvar = logvar.float().clamp(-20, 10)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         decoded = self.vae.decode_raw(mean + noise.to(mean) * (0.5 * logvar).exp().to(mean)).float()

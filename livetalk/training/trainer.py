@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,17 +22,21 @@ from livetalk.training import checkpoint
 from livetalk.training.ema import EMA
 
 log = logging.getLogger(__name__)
+PROBE = (20, 100)
+"""Between these steps of a run the speed is measured: the first ones compile and warm up."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """steps: length of the whole schedule; until: step to stop at, for training in slices (0: the end).
+    """steps: length of the whole schedule; until: step to stop at, for training in slices (0: the end). seconds: if not
+    0, how long the run may take: steps is then set by the speed measured over the first PROBE steps.
 
     ema: decay of the averaged weights, 0 for none; precision: "bf16" (autocast, float32 masters) or "fp32".
     """
 
     steps: int = 1000
     until: int = 0
+    seconds: float = 0.0
     batch: int = 64
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
@@ -89,6 +93,7 @@ class Trainer:
         )
         self.ema = EMA(self.modules, config.ema) if config.ema else None
         self.step = 0
+        self.scalars: dict[str, float] = {}
 
     @property
     def on_gpu(self) -> bool:
@@ -120,16 +125,31 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.resume():
             log.info("continuing %s at step %d", self.folder, self.step)
-        started, first, scalars = time.monotonic(), self.step, {}
+        started, first = time.monotonic(), self.step
+        probe = started
         while self.step < self.config.end:
             metrics = self._update()
             if self.step in (first + 1, first + 20) or self.step % self.config.log_every == 0:
-                scalars = self._report(metrics, started, first)
+                self.scalars = self._report(metrics, started, first)
+            if self.config.seconds and self.step in PROBE:
+                probe = self._plan(started, probe)
             if self.step % self.config.save_every == 0 or self.step == self.config.end:
                 self.save()
                 if evaluate:
                     self._record({"step": self.step, **evaluate(self.step)})
-        return scalars
+        return self.scalars
+
+    def _plan(self, started: float, probe: float) -> float:
+        """Sets the length of the schedule from the speed between the PROBE steps and the time that is left."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        now = time.monotonic()
+        if self.step == PROBE[1]:
+            pace = (now - probe) / (PROBE[1] - PROBE[0])
+            steps = self.step + int((started + self.config.seconds - now) / pace)
+            self.config = replace(self.config, steps=max(self.step + 1, steps))
+            log.info("%.1f ms/step: %d steps fit into %.0f s", 1e3 * pace, steps, self.config.seconds)
+        return now
 
     def _update(self) -> dict[str, Tensor]:
         config = self.config

@@ -99,15 +99,23 @@ class World:
             self._pool = get_context("spawn").Pool(self.workers)
         return prepare_many(self.config, split, indices, frames, pool=self._pool)
 
-    def stream(self, split: str, indices: Sequence[int], frames: int = 81, size: int = 64) -> Iterator[Batch]:
-        """Batches of `size` clips whose frames stay on the device; the workers prepare ahead while it renders."""
+    def stream(
+        self, split: str, indices: Sequence[int], frames: int = 81, size: int = 64, pictures: bool = True
+    ) -> Iterator[Batch]:
+        """Batches of `size` clips whose frames stay on the device; the workers prepare ahead while it renders.
+
+        Without pictures nothing is drawn: frames are [B, 0, H, W, 3], tracks are whole.
+        """
         takes = self.takes(split, indices, frames)
         while group := list(islice(takes, size)):
             looks, motions = [self.look(take) for take in group], [take.motion for take in group]
-            pictures = self.renderer.render(looks, motions)
+            side = self.config.size
+            shown = torch.empty(len(group), 0, side, side, 3, dtype=torch.uint8)
+            if pictures:
+                shown = self.renderer.render(looks, motions)
             geometry = self.renderer.tracks(looks, motions)
             tracks = [take_tracks(t) | {k: v[i] for k, v in geometry.items()} for i, t in enumerate(group)]
-            yield Batch(group, pictures, tracks)
+            yield Batch(group, shown, tracks)
 
     def batch(self, split: str, indices: Sequence[int], frames: int = 81) -> list[Clip]:
         """Clips rendered together, in the order of `indices`."""
