@@ -69,7 +69,7 @@ class InferenceRun:
 class NanoRun:
     """`scripts/train_nano.sh`: VAE, judges and audio encoder of the nano family, from a pool of rendered clips.
 
-    first, last: stages to run; workers: processes that prepare sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long.
+    first, last: stages to run; vae_start: weights of an earlier VAE run to begin with; workers: processes that prepare sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long.
     """
 
     run: str = "train_nano"
@@ -84,6 +84,7 @@ class NanoRun:
     frames: int = 81
     world: WorldConfig = WorldConfig()
     vae: VAEConfig = VAEConfig(base_dim=16)
+    vae_start: str = ""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     vae_train: TrainConfig = TrainConfig()
     decoder_train: TrainConfig = TrainConfig()
@@ -102,7 +103,7 @@ class TeacherRun:
 
     family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames, longer
     than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the process only
-    encodes its part of the clips, so that several can share the work.
+    renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one encodes them.
     """
 
     run: str = "train_teacher"
@@ -112,6 +113,7 @@ class TeacherRun:
     clips: int = 4096
     clip_latents: int = 25
     shard: int = 256
+    chunk: int = 32
     part: int = 0
     parts: int = 1
     workers: int = 16

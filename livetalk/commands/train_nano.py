@@ -25,6 +25,7 @@ from livetalk.evaluation.judges import TRACKS, Judges
 from livetalk.evaluation.objective import JudgesObjective, partners
 from livetalk.models.audio import AudioEncoder, AudioHeads
 from livetalk.models.vae import WanVAE
+from livetalk.models.weights import load_into, tensors_of
 from livetalk.parts import load_vae
 from livetalk.training import audio as audio_training
 from livetalk.training.audio import AudioObjective, LabelledSound
@@ -114,6 +115,8 @@ def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: t
     vae = WanVAE(run.vae)
     with torch.no_grad():
         vae.conv1.bias[run.vae.z_dim :] = START_LOG_VARIANCE
+    if run.vae_start:
+        load_into(vae, tensors_of(run.vae_start), rename=lambda name: (name.removeprefix("vae."),))
     trainer = fit_vae(vae.to(device), run, run.vae_train, train, folder, device)
     mean, deviation = latent_statistics(vae, train.frames[:128])
     config = replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))

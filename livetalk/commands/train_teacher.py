@@ -18,7 +18,6 @@ from torch import Tensor
 from livetalk.commands.family import Card, device_of, export_part, settle_gpu
 from livetalk.config import TeacherRun
 from livetalk.data import encoded
-from livetalk.data.encoded import Excerpts
 from livetalk.data.world.clip import World
 from livetalk.data.world.prompts import Attributes, describe
 from livetalk.data.world.take import generator
@@ -26,35 +25,44 @@ from livetalk.geometry import frames_of_latents
 from livetalk.models.dit import WanDiT, initialise
 from livetalk.models.text import TextEncoder, file_tokenizer, published_name, train_tokenizer
 from livetalk.parts import TOKENIZER, load_audio, load_vae
+from livetalk.training import distributed
 from livetalk.training.teacher import FlowMatchingObjective, Prompts
 from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-def encode(run: TeacherRun, folder: Path, device: torch.device) -> None:
-    """Renders and encodes this process's part of the training clips, as far as they are not there yet."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae = load_vae(run.family, device, torch.float32).eval()
-    audio = load_audio(run.family, device, torch.float32).eval()
+def render(run: TeacherRun, folder: Path, device: torch.device, part: tuple[int, int]) -> None:
+    """Renders a part of the training clips into `folder`, as far as they are not there yet."""
     frames = frames_of_latents(run.clip_latents)
-    source = {
-        "world": asdict(run.world),
-        "frames": frames,
-        "encoders": encoded.fingerprint(vae, audio),
-    }
     workers = min(run.workers, os.cpu_count() or 1) if run.clips > 64 else 0
     with World(run.world, device=device, workers=workers) as world:
 
         def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
-            parts, prompts = [], []
+            shown, sound, prompts = [], [], []
             for batch in world.stream("train", range(start, stop), frames):
-                pcm = torch.stack([torch.from_numpy(take.pcm) for take in batch.takes])
-                excerpts = Excerpts(batch.frames, pcm, [take.prompt for take in batch.takes])
-                parts.append(encoded.encode_excerpts(excerpts, vae, audio, dtype))
-                prompts += excerpts.prompts
-            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, prompts
+                shown.append(batch.frames.cpu())
+                sound += [torch.from_numpy(take.pcm) for take in batch.takes]
+                prompts += [take.prompt for take in batch.takes]
+            return {"frames": torch.cat(shown), "pcm": torch.stack(sound)}, prompts
 
-        encoded.write(folder, run.clips, run.shard, source, make, (run.part, run.parts))
+        encoded.write(folder, run.clips, run.shard, {"world": asdict(run.world), "frames": frames}, make, part)
+
+
+def encode(run: TeacherRun, source: Path, folder: Path, device: torch.device, part: tuple[int, int]) -> None:
+    """Encodes a part of the rendered clips in `source` into `folder`, as far as they are not there yet."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    vae, audio = load_vae(run.family, device), load_audio(run.family, device)
+
+    def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
+        shard, prompts = encoded.read_shard(encoded.shard_path(source, start // run.shard))
+        parts = [
+            encoded.encode_excerpt(frames, pcm, vae, audio, dtype)
+            for frames, pcm in zip(shard["frames"].split(run.chunk), shard["pcm"].split(run.chunk), strict=True)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, prompts
+
+    description = {"encoders": encoded.fingerprint(vae, audio), "world": asdict(run.world)}
+    encoded.write(folder, run.clips, run.shard, description, make, part)
 
 
 def tokenizer_file(run: TeacherRun) -> Path:
@@ -74,16 +82,21 @@ def prompt_tokens(text: TextEncoder, prompts: list[str], device: torch.device) -
 
 
 def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
-    device = device_of(run.device)
+    device = distributed.join(device_of(run.device))
     settle_gpu()
     folder = Path("runs") / run.name / "teacher"
-    print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}")
+    own = (distributed.rank(), distributed.ranks())
+    if own[0] == 0:
+        print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
     started = time.monotonic()
-    encode(run, folder.with_name("clips"), device)
-    log.info("encoded clips ready after %.1f s", time.monotonic() - started)
+    render(run, folder.with_name("frames"), device, (run.part, run.parts) if run.parts > 1 else own)
     if run.parts > 1:
-        print(f"part {run.part} of {run.parts} encoded: train with parts=1 when all are")
+        print(f"part {run.part} of {run.parts} rendered: train with parts=1 when all are")
         return
+    distributed.wait()
+    encode(run, folder.with_name("frames"), folder.with_name("clips"), device, own)
+    distributed.wait()
+    log.info("encoded clips ready after %.1f s", time.monotonic() - started)
     clips = encoded.load(folder.with_name("clips")).to(device)
     torch.manual_seed(run.train.seed)
     text = TextEncoder(run.text, file_tokenizer(tokenizer_file(run))).to(device)
@@ -96,6 +109,9 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
             block.compile()
     trainer = Trainer(FlowMatchingObjective(dit, text, clips, prompts, run.flow), run.train, folder, device)
     trainer.fit(lambda step: export(run, trainer))
+    distributed.leave()
+    if own[0]:
+        return
     print(f"checkpoint: {Path(run.family) / 'teacher'}")
     print("use it: bash scripts/inference.sh" + ("" if run.family == TeacherRun().family else f" model={run.family}"))
 

@@ -25,15 +25,6 @@ INDEX = "index.json"
 
 
 @dataclass(frozen=True)
-class Excerpts:
-    """Some clips of equal length before encoding: frames uint8 [n, T, H, W, 3], pcm [n, T * 1000], a prompt each."""
-
-    frames: Tensor
-    pcm: Tensor
-    prompts: list[str]
-
-
-@dataclass(frozen=True)
 class EncodedClips:
     """N clips of F latents, T = 4F - 3 frames: latents [N, 16, F, h, w], audio [N, T, C], a prompt each.
 
@@ -62,14 +53,16 @@ def fingerprint(*modules: nn.Module) -> str:
 
 
 @torch.no_grad()
-def encode_excerpts(excerpts: Excerpts, vae: nn.Module, audio: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Latents and audio features as bfloat16; the VAE runs in `dtype`."""
+def encode_excerpt(
+    frames: Tensor, pcm: Tensor, vae: nn.Module, audio: nn.Module, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Frames uint8 [n, T, H, W, 3] and sound [n, T * 1000] to latents and audio features, as bfloat16; the VAE computes
+    in `dtype`."""
     device = next(vae.parameters()).device
-    frames = excerpts.frames.to(device, non_blocking=True)
-    video = frames.permute(0, 4, 1, 2, 3).to(dtype).div(127.5).sub(1)
+    video = frames.to(device).permute(0, 4, 1, 2, 3).to(dtype).div(127.5).sub(1)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         latents = vae.encode(video)
-    features = audio.features(excerpts.pcm.to(device).float(), frames=frames.shape[1])
+    features = audio.features(pcm.to(device).float(), frames=frames.shape[1])
     return {"latents": latents.bfloat16(), "audio": features.bfloat16()}
 
 
@@ -94,7 +87,7 @@ def write(
     _replace(index, lambda path: path.write_text(json.dumps(description, indent=1)))
     started, done = time.monotonic(), 0
     for start in range(part[0] * shard, count, part[1] * shard):
-        path = folder / f"shard-{start // shard:05d}.safetensors"
+        path = shard_path(folder, start // shard)
         stop = min(start + shard, count)
         if path.exists():
             continue
@@ -104,7 +97,7 @@ def write(
         done += stop - start
         rate = done / (time.monotonic() - started)
         left = (count - stop) / part[1] / rate
-        log.info("encoded %d/%d clips, %.1f clips/s, %.1f min left", stop, count, rate, left / 60)
+        log.info("%d/%d clips, %.1f clips/s, %.1f min left", stop, count, rate, left / 60)
 
 
 def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
@@ -126,11 +119,18 @@ def shards(folder: Path) -> Iterator[Path]:
     yield from found
 
 
+def shard_path(folder: Path, index: int) -> Path:
+    return Path(folder) / f"shard-{index:05d}.safetensors"
+
+
+def read_shard(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors and prompts of one shard."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["prompts"])
+
+
 def load(folder: Path) -> EncodedClips:
-    latents, audio, prompts = [], [], []
-    for path in shards(folder):
-        with safe_open(path, "pt") as file:
-            latents.append(file.get_tensor("latents"))
-            audio.append(file.get_tensor("audio"))
-            prompts += json.loads(file.metadata()["prompts"])
-    return EncodedClips(torch.cat(latents), torch.cat(audio), prompts)
+    """All clips of a complete folder. Raises ValueError if shards are missing."""
+    parts = [read_shard(path) for path in shards(folder)]
+    latents, audio = (torch.cat([tensors[name] for tensors, _ in parts]) for name in ("latents", "audio"))
+    return EncodedClips(latents, audio, [prompt for _, prompts in parts for prompt in prompts])

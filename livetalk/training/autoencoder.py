@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from livetalk.geometry import TIME_STRIDE
 from livetalk.models.vae import WanVAE
 from livetalk.training.losses import moving_weight
 
@@ -30,9 +31,11 @@ def to_unit(frames: Tensor) -> Tensor:
 
 
 def reconstruction_error(video: Tensor, decoded: Tensor, moving: float) -> Tensor:
-    """Absolute plus twice the squared error, places that move weighted up; mean over everything."""
+    """Absolute plus twice the squared error, mean over everything. Places that move count more, and the first frame
+    counts as much as the four frames of any later latent."""
     difference = decoded - video
-    return (moving_weight(video, moving) * (difference.abs() + 2 * difference.square())).mean()
+    error = moving_weight(video, moving) * (difference.abs() + 2 * difference.square())
+    return (TIME_STRIDE * error[:, :, :1].sum() + error[:, :, 1:].sum()) / error.numel()
 
 
 def edge_error(video: Tensor, decoded: Tensor) -> Tensor:

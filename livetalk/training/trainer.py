@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from livetalk.training import checkpoint
+from livetalk.training import checkpoint, distributed
 from livetalk.training.ema import EMA
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,8 @@ class Trainer:
             parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=self.on_gpu
         )
         self.ema = EMA(self.modules, config.ema) if config.ema else None
+        if config.batch % distributed.ranks():
+            raise ValueError(f"batch {config.batch} does not split over {distributed.ranks()} processes")
         self.step = 0
         self.scalars: dict[str, float] = {}
 
@@ -115,10 +117,13 @@ class Trainer:
         self.step = state.step
         return True
 
-    def save(self) -> Path:
+    def save(self) -> None:
+        """Writes a checkpoint, in the first process."""
+        if distributed.rank():
+            return
         ema = self.ema.weights if self.ema else {}
         state = checkpoint.State(self.step, dict(self.modules.state_dict()), ema, self.optimiser.state_dict())
-        return checkpoint.save(self.folder, state, asdict(self.config), keep=self.config.keep)
+        checkpoint.save(self.folder, state, asdict(self.config), keep=self.config.keep)
 
     def fit(self, evaluate: Callable[[int], dict] | None = None) -> dict[str, float]:
         """Trains until the configured end, logging to the console and to metrics.jsonl. Returns the last scalars."""
@@ -135,8 +140,9 @@ class Trainer:
                 probe = self._plan(started, probe)
             if self.step % self.config.save_every == 0 or self.step == self.config.end:
                 self.save()
-                if evaluate:
+                if evaluate and not distributed.rank():
                     self._record({"step": self.step, **evaluate(self.step)})
+                distributed.wait()
         return self.scalars
 
     def _plan(self, started: float, probe: float) -> float:
@@ -147,20 +153,23 @@ class Trainer:
         if self.step == PROBE[1]:
             pace = (now - probe) / (PROBE[1] - PROBE[0])
             steps = self.step + int((started + self.config.seconds - now) / pace)
-            self.config = replace(self.config, steps=max(self.step + 1, steps))
+            steps = distributed.agreed(max(self.step + 1, steps), self.device)
+            self.config = replace(self.config, steps=steps)
             log.info("%.1f ms/step: %d steps fit into %.0f s", 1e3 * pace, steps, self.config.seconds)
         return now
 
     def _update(self) -> dict[str, Tensor]:
         config = self.config
-        generator = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + self.step)
+        seed = config.seed * 1_000_003 + self.step + (distributed.rank() << 40)
+        generator = torch.Generator(self.device).manual_seed(seed)
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate(self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, metrics = self.objective.loss(self.step, config.batch, generator)
+            loss, metrics = self.objective.loss(self.step, config.batch // distributed.ranks(), generator)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        distributed.average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
         self.optimiser.step()
         self.step += 1
@@ -175,6 +184,8 @@ class Trainer:
                 f"step {self.step}: {scalars} is not finite; the last good checkpoint in {self.folder} is kept. "
                 "Resume with a lower learning rate"
             )
+        if distributed.rank():
+            return scalars
         seconds = (time.monotonic() - started) / (self.step - first)
         left = seconds * (self.config.end - self.step)
         text = " ".join(f"{name} {value:.4g}" for name, value in scalars.items())
