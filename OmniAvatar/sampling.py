@@ -51,14 +51,18 @@ class GuidedFlow:
             for weight, side in zip(guidance.weights, sides, strict=True)
             if weight != 0
         ]
-        self.dit, self.attend = dit, attend or FullAttention()
+        self.dit, self.attend, self.dtype = dit, attend or FullAttention(), conditions.text.dtype
 
     def __call__(self, x: Tensor, level: float) -> Tensor:
-        return sum(weight * self.dit(x, level, prepared, self.attend) for weight, prepared in self.terms)
+        """The network computes in the conditions' precision; the sum of its predictions is in that of the state x."""
+        own = x.to(self.dtype)
+        return sum(weight * self.dit(own, level, prepared, self.attend).to(x.dtype) for weight, prepared in self.terms)
 
 
-def pin(x: Tensor, given: Tensor) -> Tensor:
+def pin(x: Tensor, given: Tensor | None) -> Tensor:
     """Overwrites the first latent frames with the ones that are given clean [B, 16, 1.., h, w]."""
+    if given is None:
+        return x
     return torch.cat([given.to(x), x[:, :, given.shape[2] :]], dim=2)
 
 
@@ -76,25 +80,26 @@ def sample(
 ) -> Tensor:
     """Integrates the guided flow from `noise` [B, 16, F, h, w] to clean latents by Euler steps over the shifted levels.
 
-    given: clean latents at the window's start (default: the reference image's latent). visit: called with the number
+    The state is at least float32, since 50 steps in bfloat16 would round it away; the result has the noise's type.
+    given: clean latents at the window's start (default: the reference image's latent, if there is one). visit: called with the number
     and state of each step before it is taken, and once with (steps, result).
     """
     frames = noise.shape[2]
     given = conditions.reference if given is None else given
-    conditions = replace(conditions, first=0, prefix=given.shape[2])
+    conditions = replace(conditions, first=0, prefix=0 if given is None else given.shape[2])
     sigmas = [*flow.shifted_sigmas(steps).tolist(), 0.0]
     levels = [1000 * sigma for sigma in sigmas[:-1]]
     guided = GuidedFlow(dit, conditions, null_text, frames, guidance, levels)
-    x = noise
+    x = noise.to(torch.promote_types(noise.dtype, torch.float32))
     for step, level in enumerate(levels):
         x = pin(x, given)
         if visit:
             visit(step, x)
-        x = x + (sigmas[step + 1] - sigmas[step]) * guided(x, level).to(x.dtype)
+        x = x + (sigmas[step + 1] - sigmas[step]) * guided(x, level)
     x = pin(x, given)
     if visit:
         visit(steps, x)
-    return x
+    return x.to(noise.dtype)
 
 
 def windows(latents: int, window: int, prefix: int) -> list[int]:

@@ -21,9 +21,10 @@ from livetalk import config
 log = logging.getLogger(__name__)
 
 OPTIONS = ("--config", "--dry-run", "--help")
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Argument mistakes become ValueError, so that they end in one line like every other mistake."""
 
     def error(self, message: str) -> NoReturn:
@@ -36,12 +37,12 @@ def run_command(
     act: Callable[[Any, bool], None],
     arguments: Sequence[str] | None = None,
     help_keys: str = "",
-    choose: Callable[[], str | Path | None] = lambda: None,
+    choose: Callable[[str], Path | None] = lambda name: None,
 ) -> int:
     """Runs `bash scripts/NAME.sh [--config FILE] [--dry-run] [--help] [key=value ...]`; returns the exit status.
 
     act is called with the loaded config of schema `name` and whether it is a dry run. about: the first line of the
-    help; help_keys: a few lines on the keys that matter; choose: the config file to use without --config.
+    help; help_keys: a few lines on the keys that matter; choose: gives the config file to use without --config, if any.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -49,7 +50,7 @@ def run_command(
     try:
         options = _parse(name, about, help_keys, sys.argv[1:] if arguments is None else list(arguments))
         if options is not None:
-            act(_load(name, options.config or choose(), options.overrides), options.dry_run)
+            act(_load(name, options.config or choose(name), options.overrides), options.dry_run)
         sys.stdout.flush()
         return 0
     except ValueError as error:
@@ -61,6 +62,17 @@ def run_command(
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def nano_or_debug(name: str) -> Path:
+    """The config that a training command runs without --config: the nano run where there is a GPU, else the debug run,
+    which makes its own data and takes seconds. Prints which."""
+    import torch
+
+    seen = torch.cuda.is_available()
+    path = CONFIGS / (f"{name}.yaml" if seen else f"{name}_debug.yaml")
+    print(f"{name}: configs/{path.name}, because PyTorch sees {'a GPU' if seen else 'no GPU'}; --config names another")
+    return path
 
 
 def _load(name: str, path: str | Path | None, overrides: list[str]) -> Any:
@@ -85,7 +97,7 @@ def _parse(name: str, about: str, help_keys: str, arguments: list[str]) -> argpa
                 f"did you mean {near[0]}?" if near else f"settings are written {word.lstrip('-')}=VALUE, without dashes"
             )
             raise ValueError(f"unknown option {word}: {remedy}")
-    parser = _Parser(prog=f"scripts/{name}.sh", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"scripts/{name}.sh", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")

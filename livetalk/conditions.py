@@ -58,7 +58,7 @@ class Conditions:
         return self if self.audio is None else replace(self, audio=torch.zeros_like(self.audio))
 
     def null(self, text: Tensor) -> Conditions:
-        """The unconditional side of guidance: the negative prompt `text` [1 or B, L, text_dim], no audio, same image."""
+        """The unconditional side of guidance: negative prompt `text` [1 or B, L, text_dim], no audio, same image."""
         return replace(self.without_audio(), text=text.expand_as(self.text).to(self.text))
 
     def mask(self, frames: int, device: torch.device | None = None) -> Tensor:
@@ -85,4 +85,3 @@ class Conditions:
             reference=None if first.reference is None else torch.cat([part.reference for part in parts]),
             audio=None if first.audio is None else torch.cat([part.audio for part in parts]),
         )
-

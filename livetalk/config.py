@@ -6,6 +6,8 @@ refused with the nearest known name.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +24,7 @@ from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
+from livetalk.training.ode import OdeConfig
 from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import TrainConfig
 
@@ -69,7 +72,8 @@ class InferenceRun:
 class NanoRun:
     """`scripts/train_nano.sh`: VAE, judges and audio encoder of the nano family, from a pool of rendered clips.
 
-    first, last: stages to run; vae_start: weights of an earlier VAE run to begin with; workers: processes that prepare sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long.
+    first, last: stages to run; vae_start: weights of an earlier VAE run to begin with; workers: processes that prepare
+    sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long.
     """
 
     run: str = "train_nano"
@@ -101,9 +105,10 @@ class NanoRun:
 class TeacherRun:
     """`scripts/train_teacher.sh`: the bidirectional teacher and its text encoder, by flow matching.
 
-    family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames, longer
-    than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the process only
-    renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one encodes them.
+    family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames,
+    longer than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the
+    process only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one
+    encodes them.
     """
 
     run: str = "train_teacher"
@@ -125,8 +130,65 @@ class TeacherRun:
 
 
 @dataclass(frozen=True)
+class PairsRun:
+    """`scripts/generate_ode_pairs.sh`: trajectories of a family's teacher, to runs/NAME/pairs.
+
+    count, held_out: pairs to train on and to judge by; shard: pairs a file, chunk: pairs a pass. Pictures, sound and
+    prompts come from the world; or from a manifest of lines prompt@@image@@audio, the last of which are held out; or,
+    to train on, from a folder of encoded clips. steps: of the teacher, visiting each of the student's timesteps. part
+    of parts: with parts > 1 the process makes only its part of the shards.
+    """
+
+    run: str = "generate_ode_pairs"
+    name: str = "nano"
+    family: str = "livetalk/assets/nano"
+    device: str = "auto"
+    manifest: str = ""
+    clips: str = ""
+    count: int = 4096
+    held_out: int = 128
+    shard: int = 128
+    chunk: int = 64
+    part: int = 0
+    parts: int = 1
+    workers: int = 16
+    timesteps: tuple[float, ...] = CausalSampling().timesteps
+    steps: int = 48
+    text_scale: float = 2.0
+    audio_scale: float = 2.0
+    negative_prompt: str = ""
+    seed: int = 0
+    compile: bool = False
+    geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
+    world: WorldConfig = WorldConfig()
+
+
+@dataclass(frozen=True)
+class OdeRun:
+    """`scripts/train_ode.sh`: the causal student's start, by regression on ODE pairs, exported as part `student`.
+
+    pairs: folder with train/ and dev/, by default runs/NAME/pairs; pairs_config: with which missing pairs are made
+    first, a file of configs/ or a path, "" for not at all. chunk: pairs a pass when the student is judged, and `shown`:
+    clips it is sampled for then, as `causal` and the cache of `geometry` say.
+    """
+
+    run: str = "train_ode"
+    name: str = "nano"
+    family: str = "livetalk/assets/nano"
+    device: str = "auto"
+    pairs: str = ""
+    pairs_config: str = ""
+    chunk: int = 64
+    shown: int = 8
+    geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
+    causal: CausalSampling = CausalSampling()
+    ode: OdeConfig = OdeConfig()
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
 class EvaluateRun:
-    """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, the teacher at each guidance of scales."""
+    """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, its teacher at each of `scales`."""
 
     run: str = "evaluate"
     family: str = "livetalk/assets/nano"
@@ -147,6 +209,8 @@ RUNS: dict[str, type] = {
     "inference": InferenceRun,
     "train_nano": NanoRun,
     "train_teacher": TeacherRun,
+    "generate_ode_pairs": PairsRun,
+    "train_ode": OdeRun,
     "evaluate": EvaluateRun,
     "make_world": WorldSamples,
 }
@@ -157,24 +221,38 @@ def load(path: str | Path | None = None, overrides: list[str] | None = None, run
     """Reads a run config.
 
     path: YAML file, or None for the defaults of schema `run`. overrides: `key=value` with dots for nested keys.
-    Raises ValueError, in one line with a remedy, for anything that is not a valid config.
+    Values are literal: nothing is interpolated. Raises ValueError, in one line with a remedy, for anything that is not
+    a valid config.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     data = _read_yaml(path) if path is not None else {}
     name = data.get("run", run)
-    if name not in RUNS:
-        raise ValueError(f"{path}: run: {name!r} is not known{_hint(str(name), RUNS)}")
-    schema = RUNS[name]
-    data = {ALIASES.get(key, key): value for key, value in data.items()}
-    _check_keys(data, schema, str(path))
+    if not isinstance(name, str) or name not in RUNS:
+        raise ValueError(f"{path or 'config'}: run: {name!r} is not known{_hint(str(name), RUNS)}")
+    schema, where = RUNS[name], f"{path}: "
+    merged = OmegaConf.structured(schema)
+    for key, value in data.items():
+        known = ALIASES.get(key, key)
+        if known != key and known in data:
+            raise ValueError(f"{where}{key!r} and {known!r} are the same key: keep one")
+        merged = _refusing(OmegaConf.merge, merged, _checked({known: value}, schema, where), where=where)
+    for item in overrides or []:
+        merged = _refusing(OmegaConf.merge, merged, _checked(_override(item, schema), schema, ""), where="")
+    return _refusing(OmegaConf.to_object, merged, where="")
+
+
+def _refusing(act: Callable, *arguments: Any, where: str) -> Any:
+    """act(*arguments), with what OmegaConf refuses as a ValueError of one line that names the key."""
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
-        changes = [_override(item, schema) for item in overrides or []]
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), data, *changes))
+        return act(*arguments)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{error.full_key or path}: {reason}") from error
+        # Of the elements of a list neither key nor value is known here, and the message is an unfilled template.
+        change = arguments[-1]
+        reason = str(error).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE'", f"in {change}")
+        raise ValueError(f"{where}{error.full_key or ', '.join(map(str, change))}: {reason}") from error
 
 
 def _read_yaml(path: str | Path) -> dict:
@@ -200,8 +278,10 @@ def _override(item: str, schema: type) -> dict:
     key = ALIASES.get(key.strip(), key.strip())
     if not equals or not key:
         raise ValueError(f"argument {item!r} is not key=value: write for example seed=1")
+    if key == "run":
+        raise ValueError(f"argument {item!r}: the script or the config file says what to run")
     if _leaf_type(key, schema) is str:
-        value: Any = text.replace("${", "\\${")
+        value: Any = text
     else:
         try:
             value = yaml.safe_load(text)
@@ -212,13 +292,30 @@ def _override(item: str, schema: type) -> dict:
     return value
 
 
-def _check_keys(data: dict, schema: type, where: str) -> None:
+def _checked(data: dict, schema: type, where: str) -> dict:
+    """`data` with every key known to `schema`, every text a text, and nothing that OmegaConf would interpolate."""
     types = get_type_hints(schema)
+    out = {}
     for key, value in data.items():
         if key not in types:
-            raise ValueError(f"{where}: unknown key {key!r}{_hint(str(key), types)}")
-        if is_dataclass(types[key]) and isinstance(value, dict):
-            _check_keys(value, types[key], f"{where}: {key}")
+            raise ValueError(f"{where}unknown key {key!r}{_hint(str(key), types)}")
+        if is_dataclass(types[key]):
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}{key}: {value!r} is not a mapping of {', '.join(get_type_hints(types[key]))}")
+            out[key] = _checked(value, types[key], f"{where}{key}: ")
+        elif types[key] is str and not isinstance(value, str):
+            raise ValueError(f"{where}{key}: {value!r} is not text: put it in quotes")
+        else:
+            out[key] = _literal(value, f"{where}{key}")
+    return out
+
+
+def _literal(value: Any, where: str) -> Any:
+    if isinstance(value, list):
+        return [_literal(item, where) for item in value]
+    if value == "???":
+        raise ValueError(f"{where}: '???' is not a value: write something else")
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _leaf_type(path: str, schema: type) -> Any:

@@ -25,9 +25,9 @@ def shifted_sigmas(steps: int, shift: float = SHIFT) -> Tensor:
     return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1], shift)
 
 
-def training_weights(levels: int = LEVELS) -> Tensor:
+def training_weights(levels: int = LEVELS, shift: float = SHIFT) -> Tensor:
     """[levels] float64 loss weights over the shifted levels: a bell around t = 500, lowered to 0, mean 1."""
-    t = LEVELS * shifted_sigmas(levels)
+    t = LEVELS * shifted_sigmas(levels, shift)
     bell = torch.exp(-2 * ((t - LEVELS / 2) / LEVELS) ** 2)
     bell = bell - bell.min()
     return bell * (levels / bell.sum())

@@ -66,7 +66,9 @@ class Geometry:
         for name in ("height", "width"):
             size = getattr(self, name)
             if size < token or size % token:
-                raise ValueError(f"{name} {size} is not a positive multiple of {token} pixels: use {_near(size, token)}")
+                raise ValueError(
+                    f"{name} {size} is not a positive multiple of {token} pixels: use {_near(size, token)}"
+                )
         if self.block < 1 or self.clip_latents % self.block:
             raise ValueError(f"a clip of {self.clip_latents} latents is not a whole number of blocks of {self.block}")
         if not 0 <= self.anchors <= self.window - self.block:

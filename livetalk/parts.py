@@ -1,34 +1,142 @@
-"""The parts of a family of weights on disk: family/PART/ with config.json, weights in pieces, and card.json."""
+"""One network of a model on disk, read and written: strictly, and whole or not at all.
+
+A family is a folder with one folder a part: family/PART/ holds config.json, weights in pieces, and card.json, which
+says where the weights come from. livetalk/families.py puts parts together.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from livetalk.models import audio, text
 from livetalk.models.audio import AudioConfig, AudioEncoder
 from livetalk.models.dit import DiTConfig, WanDiT
-from livetalk.models.text import TextConfig, TextEncoder, file_tokenizer, published_names
+from livetalk.models.text import TextConfig, TextEncoder, Tokenize, file_tokenizer
 from livetalk.models.vae import VAEConfig, WanVAE
-from livetalk.models.weights import load_into, tensors_of
+from livetalk.models.weights import Rename, load_into, save_pieces, tensors_of
 
 C = TypeVar("C")
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG, CARD, TOKENIZER = "config.json", "card.json", "tokenizer.json"
+PIECE_BYTES = 15 * 2**20
+
+KINDS: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
+    "vae": (WanVAE, VAEConfig),
+    "audio": (AudioEncoder, AudioConfig),
+    "text": (TextEncoder, TextConfig),
+    "teacher": (WanDiT, DiTConfig),
+    "student": (WanDiT, DiTConfig),
+}
+MADE_BY = {
+    "vae": "train_nano",
+    "audio": "train_nano",
+    "judges": "train_nano",
+    "text": "train_teacher",
+    "teacher": "train_teacher",
+    "student": "train_ode",
+}
+
+
+def same_name(name: str) -> tuple[str, ...]:
+    return (name,)
+
+
+def audio_name(theirs: str) -> tuple[str, ...]:
+    """Our name for one of a published wav2vec2, none for what the encoder does not need."""
+    return tuple(audio.published_names([theirs]))
+
+
+def text_name(theirs: str) -> tuple[str, ...]:
+    """Our name for one of a published UMT5."""
+    return tuple(text.published_names([theirs]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a model: how to build it, where its weights lie, and our names for theirs."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    source: Path
+    rename: Rename = same_name
+    tokenizer: Path | None = None
+    read_tokenizer: Callable[[Path], Tokenize] = file_tokenizer
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files and folders that it is read from."""
+        return [self.source] if self.tokenizer is None else [self.source, self.tokenizer]
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The network with its weights, frozen. Raises ValueError for weights that are missing or do not fit."""
+        with torch.device("meta"):
+            module = self.build()
+        try:
+            load_into(module, tensors_of(self.source), dtype=dtype, device=device, rename=self.rename)
+        except ValueError as error:
+            raise ValueError(f"{self.name} weights in {self.source}: {error}") from error
+        if isinstance(module, WanVAE):
+            module.set_statistics()
+        if self.tokenizer is not None:
+            module.tokenizer = self.read_tokenizer(self.tokenizer)
+        return module.eval().requires_grad_(False)
+
+
+# A part of a family
+
+
+def missing_parts(family: str | Path, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not (Path(family) / name / CONFIG).is_file()]
+
+
+def require_parts(family: str | Path, names: Iterable[str]) -> None:
+    """Raises ValueError, naming the commands that make them, unless a family has all of `names`."""
+    missing = missing_parts(family, names)
+    if missing:
+        makers = dict.fromkeys(f"bash scripts/{MADE_BY[name]}.sh" for name in missing if name in MADE_BY)
+        remedy = f"make them with {' and '.join(makers)}" if makers else "name a family that has them"
+        raise ValueError(f"no weights for {', '.join(missing)} in {family}: {remedy}")
+
+
+def family_part(family: str | Path, name: str) -> Part:
+    """Part `name`, one of KINDS, of a family. Raises ValueError if it is missing or of another kind."""
+    require_parts(family, [name])
+    folder = Path(family) / name
+    kind, config = KINDS[name]
+    sizes = read_config(folder, config)
+    if name == "text":
+        return Part(name, partial(kind, sizes), folder, rename=text_name, tokenizer=folder / TOKENIZER)
+    return Part(name, partial(kind, sizes), folder)
+
+
+def load_part(
+    family: str | Path, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Any:
+    """The network of part `name` of a family, frozen. Raises ValueError as family_part and Part.load do."""
+    return family_part(family, name).load(device, dtype)
 
 
 def read_config(folder: str | Path, kind: type[C]) -> C:
-    """The frozen config of a part. Raises ValueError if it is missing or of another kind."""
+    """The frozen config of a part. Raises ValueError if it is missing, broken or of another kind."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(f"{path} not found: the folder of a part holds {CONFIG} and *.safetensors")
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): export the part again") from error
     known = {field.name for field in fields(kind)}
-    if set(data) != known:
-        raise ValueError(f"{path} does not describe a {kind.__name__}: differing keys {sorted(set(data) ^ known)}")
+    if not isinstance(data, dict) or set(data) != known:
+        found = sorted(set(data) ^ known) if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{path} does not describe a {kind.__name__}: differing keys {found}")
     return kind(**{name: _frozen(value) for name, value in data.items()})
 
 
@@ -36,36 +144,34 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def load_vae(family: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> WanVAE:
-    folder = Path(family) / "vae"
-    with torch.device("meta"):
-        vae = WanVAE(read_config(folder, VAEConfig))
-    load_into(vae, tensors_of(folder), dtype=dtype, device=device)
-    vae.set_statistics()
-    return vae.eval().requires_grad_(False)
+# Export
 
 
-def load_audio(family: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> AudioEncoder:
-    folder = Path(family) / "audio"
-    with torch.device("meta"):
-        encoder = AudioEncoder(read_config(folder, AudioConfig))
-    return _filled(encoder, folder, device, dtype)
+@dataclass(frozen=True)
+class Card:
+    """Where weights come from: the world's seed, steps, every setting of the run, figures on held-out clips."""
+
+    data_seed: int
+    steps: int
+    figures: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-def load_text(family: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
-    folder = Path(family) / "text"
-    with torch.device("meta"):
-        encoder = TextEncoder(read_config(folder, TextConfig), file_tokenizer(folder / TOKENIZER))
-    load_into(encoder, tensors_of(folder), dtype=dtype, device=device, rename=lambda name: tuple(published_names([name])))
-    return encoder.eval().requires_grad_(False)
+def export_part(family: str | Path, name: str, config: Any, weights: dict[str, Tensor], card: Card) -> Path:
+    """Writes family/name/: config.json, card.json and bfloat16 weights in pieces; replaces what was there when whole.
 
-
-def load_dit(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> WanDiT:
-    """A transformer: part `teacher` or `student` of a family."""
-    with torch.device("meta"):
-        dit = WanDiT(read_config(folder, DiTConfig))
-    return _filled(dit, Path(folder), device, dtype)
-
-
-def _filled(model: nn.Module, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-    return load_into(model, tensors_of(folder), dtype=dtype, device=device).eval().requires_grad_(False)
+    A tokenizer of the part stays.
+    """
+    final = Path(family) / name
+    fresh = final.with_name(f".{name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    (fresh / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    card_text = json.dumps(asdict(card), indent=1, default=str, ensure_ascii=False)
+    (fresh / CARD).write_text(card_text + "\n", encoding="utf-8")
+    save_pieces(fresh, weights, PIECE_BYTES, torch.bfloat16)
+    if (final / TOKENIZER).exists():
+        shutil.copy(final / TOKENIZER, fresh)
+    shutil.rmtree(final, ignore_errors=True)
+    fresh.rename(final)
+    return final

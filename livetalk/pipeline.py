@@ -284,6 +284,9 @@ class LiveTalkPipeline:
 
 
 def example_prompt() -> str:
+    """The bundled example's. Raises ValueError where this copy of the package lacks the example."""
+    if not EXAMPLE_PROMPT.is_file():
+        raise ValueError(f"the bundled example {EXAMPLE_PROMPT} is missing: give image, audio and prompt of your own")
     return EXAMPLE_PROMPT.read_text(encoding="utf-8")
 
 

@@ -2,13 +2,14 @@
 
 import sys
 
-from livetalk.cli import run_command
+from livetalk.cli import nano_or_debug, run_command
 
 
 def main() -> int:
-    from livetalk.commands.evaluate import evaluate_family
+    from livetalk.commands.evaluate import KEYS, evaluate_family
 
-    return run_command("evaluate", "Measures a family of weights on a split of the synthetic world.", evaluate_family)
+    about = "Measures a family of weights on a split of the synthetic world."
+    return run_command("evaluate", about, evaluate_family, help_keys=KEYS, choose=nano_or_debug)
 
 
 if __name__ == "__main__":

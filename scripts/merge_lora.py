@@ -4,17 +4,10 @@ import argparse
 import logging
 import signal
 import sys
-from pathlib import Path
 
+from livetalk.cli import Parser
 from livetalk.models.layouts import Layout
 from OmniAvatar.merge_lora import SIZES, plan, sources, write
-
-LAYOUT = Layout(Path(__file__).resolve().parents[1] / "pretrained_checkpoints")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(f"{message}; --help shows the usage")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -37,8 +30,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-written file is removed
     try:
         options = parse(sys.argv[1:])
-        base, lora = sources(options.size, LAYOUT, options.base, options.lora)
-        out = options.out or LAYOUT.teacher(options.size)
+        layout = Layout()
+        base, lora = sources(options.size, layout, options.base, options.lora)
+        out = options.out or layout.teacher(options.size)
         entries = plan(SIZES[options.size](), base, lora)
         if options.dry_run:
             size = sum(entry.nbytes for entry in entries) / 2**30

@@ -2,13 +2,14 @@
 
 import sys
 
-from livetalk.cli import run_command
+from livetalk.cli import nano_or_debug, run_command
 
 
 def main() -> int:
-    from livetalk.commands.train_teacher import train_teacher
+    from livetalk.commands.train_teacher import KEYS, train_teacher
 
-    return run_command("train_teacher", "Trains the bidirectional teacher by flow matching.", train_teacher)
+    about = "Trains the bidirectional teacher by flow matching."
+    return run_command("train_teacher", about, train_teacher, help_keys=KEYS, choose=nano_or_debug)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from livetalk import flow
 
 
 def test_four_steps_are_the_exact_levels():
-    assert torch.allclose(1000 * flow.shifted_sigmas(4), torch.tensor([1000, 937.5, 2500 / 3, 625], dtype=torch.float64))
+    assert torch.allclose(
+        1000 * flow.shifted_sigmas(4), torch.tensor([1000, 937.5, 2500 / 3, 625], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("multiple", [12, 48])

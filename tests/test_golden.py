@@ -121,8 +121,9 @@ def wav2vec2_features(case: Case) -> None:
 def flow_match_schedule(case: Case) -> None:
     for name in case.outputs:
         kind, count = name.rsplit("_", 1)
-        sigmas = flow.shifted_sigmas(int(count), case.settings["shift"])
-        value = {"sigmas": sigmas, "timesteps": 1000 * sigmas, "training_weights": flow.training_weights(int(count))}
+        shift = case.settings["shift"]
+        sigmas = flow.shifted_sigmas(int(count), shift)
+        value = {"sigmas": sigmas, "timesteps": 1000 * sigmas, "training_weights": flow.training_weights(int(count), shift)}
         case.check(name, value[kind], 2e-6)
 
 

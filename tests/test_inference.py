@@ -17,7 +17,7 @@ from livetalk.cli import run_command
 from livetalk.commands.inference import KEYS, infer
 from livetalk.geometry import Geometry
 from livetalk.media import read_audio
-from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, EXAMPLE_PROMPT
+from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, EXAMPLE_PROMPT, example_prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -207,6 +207,25 @@ def test_the_published_student_says_how_to_get_it(folder, capsys):
     assert run_command("inference", "", infer, settings) == 2
     line = capsys.readouterr().err
     assert "LiveTalk-1.3B-V0.1/model.safetensors" in line and "bash scripts/download.sh" in line
+
+
+def test_a_copy_without_the_example_says_what_to_give(folder, tiny_family, monkeypatch, capsys):
+    for name in ("IMAGE", "AUDIO", "PROMPT"):
+        monkeypatch.setattr(f"livetalk.commands.inference.EXAMPLE_{name}", folder / "gone" / name)
+        monkeypatch.setattr(f"livetalk.pipeline.EXAMPLE_{name}", folder / "gone" / name)
+    assert run_command("inference", "", infer, [f"model={tiny_family}", "prompt=nods"]) == 2
+    line = capsys.readouterr().err
+    assert "lacks its image and audio: give image=... audio=..." in line and line.count("\n") == 1
+    with pytest.raises(ValueError, match="give image, audio and prompt of your own"):
+        example_prompt()
+
+
+def test_a_copy_without_the_nano_weights_says_how_to_make_them(folder, monkeypatch, capsys):
+    monkeypatch.setattr("livetalk.families.SHIPPED", folder)
+    settings = ["image=face.png", "audio=speech.wav", "prompt=nods"]
+    assert run_command("inference", "", infer, settings) == 2
+    line = capsys.readouterr().err
+    assert "bash scripts/train_nano.sh and bash scripts/train_teacher.sh" in line and line.count("\n") == 1
 
 
 def test_help_names_every_key(run, capsys):

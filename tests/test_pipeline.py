@@ -48,6 +48,19 @@ def test_the_video_is_as_long_as_the_sound(request, which, samples):
     assert len(video.audio) == frames * 1000
 
 
+@pytest.mark.parametrize(("seconds", "frames", "windows"), [(0.3, 5, 1), (5.0625, 81, 1), (12, 192, 3)])
+def test_windows_of_the_nano_size(tiny_parts, seconds, frames, windows):
+    """The sound is padded to whole windows of 21 latents, each keeping 4 of the one before, and the video trimmed."""
+    geometry = Geometry(height=32, width=32)
+    sampler = TeacherSampler(tiny_parts["generator"], tiny_parts["text"], geometry, TeacherSampling(steps=1))
+    pipe = LiveTalkPipeline(tiny_parts["vae"], tiny_parts["audio"], tiny_parts["text"], sampler, geometry)
+    steps = set()
+    progress = lambda stage, done, total: steps.add(total) if stage == "denoising" else None  # noqa: E731
+    video = pipe(FACE, speech(round(seconds * 16_000)), "nods", progress=progress)
+    assert len(video.frames) == frames and len(video.audio) == frames * 1000 and steps == {windows}
+    assert sampler.whole(latents_of_frames(frames)) == 21 + 17 * (windows - 1)
+
+
 @pytest.mark.parametrize("which", ["teacher_pipe", "causal_pipe"])
 def test_a_seed_fixes_the_frames(request, which):
     pipe = request.getfixturevalue(which)

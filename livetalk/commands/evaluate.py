@@ -16,19 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from livetalk.commands.family import device_of, settle_gpu
+from livetalk.commands.memory import bytes_of, table
 from livetalk.conditions import Conditions, group_audio
 from livetalk.config import EvaluateRun
 from livetalk.data.world.clip import World
 from livetalk.data.world.prompts import measure
+from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.evaluation.evaluate import EvaluationConfig, evaluate, reconstruction_table
-from livetalk.evaluation.judges import load_judges
+from livetalk.evaluation.judges import Judges, JudgesConfig, load_judges
 from livetalk.evaluation.report import main_table, write_report
 from livetalk.geometry import latents_of_frames
-from livetalk.parts import load_audio, load_dit, load_text, load_vae
+from livetalk.parts import family_part, load_part, read_config, require_parts
 from OmniAvatar.sampling import Guidance, sample
 
 log = logging.getLogger(__name__)
+PARTS = ("vae", "audio", "text", "teacher")
+
+KEYS = """
+family=FOLDER      the family to measure, by its own frozen judges
+split=NAME         dev, test or test-voice2; settings are chosen on dev, figures reported on test
+scales=[2.0]       guidance on text and sound, one column of figures each
+clips=N steps=N    how many clips, and sampling steps for each
+Without --config: configs/evaluate.yaml where there is a GPU, else configs/evaluate_debug.yaml.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,9 @@ class Family:
 
     def __init__(self, run: EvaluateRun, device: torch.device) -> None:
         self.run, self.device = run, device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.vae = load_vae(run.family, device, self.dtype)
-        self.audio = load_audio(run.family, device)
-        self.text = load_text(run.family, device)
-        self.teacher = load_dit(Path(run.family) / "teacher", device)
+        self.dtype = precision_of("auto", device)
+        self.vae = load_part(run.family, "vae", device, self.dtype)
+        self.audio, self.text, self.teacher = (load_part(run.family, name, device) for name in PARTS[1:])
 
     @torch.no_grad()
     def conditions(self, clips: Sequence[EvaluationClip]) -> Conditions:
@@ -74,7 +82,7 @@ class Family:
         return Conditions(text, self.vae.encode(self._video(images)).float(), group_audio(audio))
 
     def guided(self, scale: float) -> Callable[[Sequence[EvaluationClip]], Tensor]:
-        """The teacher at one guidance scale on text and audio; a clip's noise depends on the run's seed and its index."""
+        """The teacher at one guidance scale on text and audio; a clip's noise depends on the seed and its index."""
 
         def sampler(clips: Sequence[EvaluationClip]) -> Tensor:
             conditions = self.conditions(clips)
@@ -108,7 +116,12 @@ class Family:
 
 
 def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
+    """Prints the tables and, last, the folder that holds them. Raises ValueError for what the user can mend."""
     device = device_of(run.device)
+    require_parts(run.family, (*PARTS, "judges"))
+    if dry_run:
+        print(memory(run, device))
+        return
     settle_gpu()
     family = Family(run, device)
     judges = load_judges(Path(run.family) / "judges", device)
@@ -128,3 +141,19 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     print(main_table(rebuilt))
     print(main_table(report))
     print(folder)
+
+
+def memory(run: EvaluateRun, device: torch.device) -> str:
+    """What an evaluation would take. The rows marked so are estimates from above of what is alive together."""
+    dtype, size = precision_of("auto", device), run.world.size
+    with torch.device("meta"):
+        modules = {name: family_part(run.family, name).build() for name in PARTS}
+        judges = Judges(read_config(Path(run.family) / "judges", JudgesConfig))
+    rows = {name: bytes_of(module.parameters(), dtype if name == "vae" else None) for name, module in modules.items()}
+    rows["judges"] = bytes_of(judges.parameters())
+    tokens = run.batch * latents_of_frames(run.frames) * (size // 16) ** 2
+    config, pixels = modules["teacher"].config, run.frames * size**2
+    rows["clips, in main memory"] = run.clips * pixels * 3
+    rows["transformer pass (estimate)"] = tokens * (8 * config.dim + 2 * config.ffn_dim) * dtype.itemsize
+    rows["decoder (estimate)"] = run.batch * pixels * 6 * modules["vae"].config.base_dim * dtype.itemsize
+    return table(f"evaluate: {run.family} on {device}, {run.clips} clips of {run.frames} frames", rows)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from livetalk.cli import Bars
+from livetalk.commands.memory import bytes_of, table
 from livetalk.config import InferenceRun, flat
-from livetalk.families import load_pipeline, memory_report, require_weights
+from livetalk.devices import device_of, precision_of
+from livetalk.families import CausalSampler, load_pipeline, parts_of, require_weights
+from livetalk.geometry import TIME_STRIDE
 from livetalk.media import VideoWriter, check_output
-from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, example_prompt, read_request
+from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, EXAMPLE_PROMPT, example_prompt, read_request
 
 KEYS = """
 image=FILE      a picture of a face: any size, PNG, JPEG, ... (or image_path)
@@ -26,12 +32,12 @@ def infer(run: InferenceRun, dry_run: bool) -> None:
     """Renders the video and prints its path; a dry run prints the memory it would take. Raises ValueError for what the
     user can mend, before anything is loaded."""
     if dry_run:
-        print(memory_report(run))
+        print(memory(run))
         return
-    image, audio = run.image or EXAMPLE_IMAGE, run.audio or EXAMPLE_AUDIO
+    image, audio, prompt = inputs_of(run)
     name = f"{Path(image).stem}_{Path(audio).stem}_seed{run.seed}.mp4"
     output = check_output(run.output or Path("outputs") / name)
-    request = read_request(image, audio, run.prompt or example_prompt(), run.seed, run.duration)
+    request = read_request(image, audio, prompt, run.seed, run.duration)
     require_weights(run)
     start = time.perf_counter()
     with VideoWriter(output, (run.geometry.height, run.geometry.width), request.audio) as writer, Bars() as bars:
@@ -40,6 +46,47 @@ def infer(run: InferenceRun, dry_run: bool) -> None:
         for frames in pipe.stream(request, bars, timings):
             writer.write(frames)
         timings["total"] = time.perf_counter() - start
-        inputs = {"image": str(image), "audio": str(audio), "output": str(output)}
+        inputs = {"image": image, "audio": audio, "output": str(output)}
         writer.report = {**inputs, **pipe.report(request, timings), "settings": flat(run)}
     print(output)
+
+
+def inputs_of(run: InferenceRun) -> tuple[str, str, str]:
+    """Picture, sound and text of a run, from the bundled example what it does not name. ValueError if that is gone."""
+    given = {"image": run.image, "audio": run.audio, "prompt": run.prompt}
+    bundled = {"image": EXAMPLE_IMAGE, "audio": EXAMPLE_AUDIO, "prompt": EXAMPLE_PROMPT}
+    gone = [key for key, value in given.items() if not value and not bundled[key].is_file()]
+    if gone:
+        wanted = " ".join(f"{key}=..." for key in gone)
+        raise ValueError(f"the bundled example in {EXAMPLE_IMAGE.parent} lacks its {' and '.join(gone)}: give {wanted}")
+    return str(run.image or EXAMPLE_IMAGE), str(run.audio or EXAMPLE_AUDIO), run.prompt or example_prompt()
+
+
+def memory(run: InferenceRun) -> str:
+    """What a run would take, as a table; built from modules on the meta device.
+
+    Parameters and the cache are exact. Working memory is an estimate from above: the widest tensors of a transformer
+    pass and of a decoder step that are alive together.
+    """
+    dtype = precision_of(run.precision, device_of(run.device))
+    with torch.device("meta"):
+        modules = {part.name: part.build() for part in parts_of(run)}
+        rows = {name: bytes_of(module.parameters(), dtype) for name, module in modules.items()}
+        rows |= _working_bytes(run, modules, dtype)
+    size = f"{run.geometry.width}x{run.geometry.height}"
+    return table(f"{run.model}, {run.sampler}, {size}, {str(dtype).removeprefix('torch.')}", rows)
+
+
+def _working_bytes(run: InferenceRun, modules: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, int]:
+    geometry, dit, vae = run.geometry, modules["generator"], modules["vae"]
+    causal = run.sampler == "causal"
+    rows = {}
+    if causal:
+        cache = CausalSampler(dit, geometry, run.causal).new_cache(dtype, "meta")
+        rows["key-value cache"] = bytes_of((cache.keys, cache.values))
+    latents = geometry.block if causal else geometry.clip_latents
+    tokens = latents * geometry.tokens_per_frame
+    rows["transformer pass (estimate)"] = tokens * (8 * dit.config.dim + 2 * dit.config.ffn_dim) * dtype.itemsize
+    pixels = geometry.block * TIME_STRIDE * geometry.height * geometry.width
+    rows["decoder step (estimate)"] = pixels * 6 * vae.config.base_dim * dtype.itemsize
+    return rows

@@ -12,21 +12,24 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from livetalk.commands.family import Card, device_of, export_part, settle_gpu
-from livetalk.config import NanoRun
+from livetalk.commands.memory import activation_bytes, table, training_rows
+from livetalk.config import NanoRun, flat
 from livetalk.data.world.clip import World
 from livetalk.data.world.labels import ATTRIBUTES, SOUND_CLASSES, attribute_vector, sound_classes
+from livetalk.devices import device_of, settle_gpu
 from livetalk.evaluation.judges import TRACKS, Judges
 from livetalk.evaluation.objective import JudgesObjective, partners
+from livetalk.geometry import SAMPLES_PER_FRAME
 from livetalk.models.audio import AudioEncoder, AudioHeads
 from livetalk.models.vae import WanVAE
 from livetalk.models.weights import load_into, tensors_of
-from livetalk.parts import load_vae
+from livetalk.parts import Card, export_part, load_part
 from livetalk.training import audio as audio_training
 from livetalk.training.audio import AudioObjective, LabelledSound
 from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr, to_unit
@@ -36,6 +39,15 @@ log = logging.getLogger(__name__)
 STAGES = ("vae", "decoder", "judges", "audio")
 START_LOG_VARIANCE = -6.0
 """Of the VAE's posterior: training starts with almost clean latents instead of drowning them in noise."""
+
+KEYS = """
+first=STAGE last=STAGE   the stages to run, in the order vae, decoder, judges, audio
+name=NAME                checkpoints go to runs/NAME; the same name continues where a run stopped
+family=FOLDER            where the finished parts go
+world.face_model=FILE    a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
+vae_train.steps=N        and likewise decoder_train, judges_train and audio_train
+Without --config: configs/train_nano.yaml where there is a GPU, else configs/train_nano_debug.yaml.
+"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,17 @@ class JudgesTraining:
         return self.objective(self.pool.batch(chosen, slice(start, start + self.frames)), generator)
 
 
+def card_of(run: Any, trainer: Trainer, figures: dict[str, float]) -> Card:
+    """The card of weights that `trainer` made in `run`."""
+    return Card(run.world.seed, trainer.step, {name: round(value, 5) for name, value in figures.items()}, flat(run))
+
+
+def weights_of(trainer: Trainer, name: str) -> dict[str, Tensor]:
+    """The weights to use of one of the objective's modules."""
+    start = f"{name}."
+    return {key.removeprefix(start): value for key, value in trainer.weights().items() if key.startswith(start)}
+
+
 def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
     torch.manual_seed(run.vae_train.seed)
     vae = WanVAE(run.vae)
@@ -120,25 +143,27 @@ def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: t
     trainer = fit_vae(vae.to(device), run, run.vae_train, train, folder, device)
     mean, deviation = latent_statistics(vae, train.frames[:128])
     config = replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))
-    table = reconstruction(vae, held_out.frames)
-    log.info("vae: %s", table)
-    export_part(run.family, "vae", config, vae.state_dict(), Card.of(run, trainer, table))
+    found = reconstruction(vae, held_out.frames)
+    log.info("vae: %s", found)
+    export_part(run.family, "vae", config, vae.state_dict(), card_of(run, trainer, found))
 
 
 def train_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
-    vae = load_vae(run.family, device)
+    vae = load_part(run.family, "vae", device)
     vae.decoder.requires_grad_(True)
     vae.conv2.requires_grad_(True)
     trainer = fit_vae(vae, run, run.decoder_train, train, folder, device)
-    table = reconstruction(vae, held_out.frames)
-    log.info("decoder: %s", table)
-    export_part(run.family, "vae", vae.config, vae.state_dict(), Card.of(run, trainer, table))
+    found = reconstruction(vae, held_out.frames)
+    log.info("decoder: %s", found)
+    export_part(run.family, "vae", vae.config, vae.state_dict(), card_of(run, trainer, found))
 
 
-def fit_vae(vae: WanVAE, run: NanoRun, settings: TrainConfig, train: Pool, folder: Path, device: torch.device) -> Trainer:
+def fit_vae(
+    vae: WanVAE, run: NanoRun, settings: TrainConfig, train: Pool, folder: Path, device: torch.device
+) -> Trainer:
     trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), settings, folder, device)
     trainer.fit()
-    vae.load_state_dict({name.removeprefix("vae."): value for name, value in trainer.weights().items()})
+    vae.load_state_dict(weights_of(trainer, "vae"))
     return trainer
 
 
@@ -162,11 +187,11 @@ def train_judges(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device
     frames = min(run.judges_frames, train.frames.shape[1])
     trainer = Trainer(JudgesTraining(objective, train, frames), run.judges_train, folder, device)
     trainer.fit()
-    objective.load_state_dict({name.removeprefix("judges."): value for name, value in trainer.weights().items()})
+    objective.load_state_dict(weights_of(trainer, "judges"))
     parts = torch.arange(len(held_out.frames), device=device).split(16)
-    table = objective.eval().evaluate([held_out.batch(part) for part in parts])
-    log.info("judges: %s", table)
-    export_part(run.family, "judges", judges.config, judges.state_dict(), Card.of(run, trainer, table))
+    found = objective.eval().evaluate([held_out.batch(part) for part in parts])
+    log.info("judges: %s", found)
+    export_part(run.family, "judges", judges.config, judges.state_dict(), card_of(run, trainer, found))
 
 
 def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
@@ -177,19 +202,20 @@ def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device:
     trainer = Trainer(AudioObjective(encoder, heads, sound, run.audio_training), run.audio_train, folder, device)
     trainer.fit()
     for name, module in (("encoder", encoder), ("heads", heads)):
-        module.load_state_dict(
-            {key.removeprefix(f"{name}."): value for key, value in trainer.weights().items() if key.startswith(f"{name}.")}
-        )
+        module.load_state_dict(weights_of(trainer, name))
     curves = torch.stack([train.tracks["mouth_open"], train.tracks["mouth_width"]], dim=-1)
-    table = audio_training.figures(encoder, heads, held_out.sound(curves.mean((0, 1)), curves.std((0, 1))))
-    log.info("audio: %s", table)
-    export_part(run.family, "audio", run.audio, encoder.state_dict(), Card.of(run, trainer, table))
+    found = audio_training.figures(encoder, heads, held_out.sound(curves.mean((0, 1)), curves.std((0, 1))))
+    log.info("audio: %s", found)
+    export_part(run.family, "audio", run.audio, encoder.state_dict(), card_of(run, trainer, found))
 
 
 def train_nano(run: NanoRun, dry_run: bool = False) -> None:
-    """Runs the stages from `run.first` to `run.last`."""
+    """Runs the stages from `run.first` to `run.last`; the last line printed is the family's folder."""
     chosen = _stages(run)
     device = device_of(run.device)
+    if dry_run:
+        print(memory(run, chosen))
+        return
     settle_gpu()
     folder = Path("runs") / run.name
     print(f"train_nano: {run.name} on {device}, stages {', '.join(chosen)}, checkpoints in {folder}")
@@ -214,3 +240,43 @@ def _stages(run: NanoRun) -> tuple[str, ...]:
     if not chosen:
         raise ValueError(f"first={run.first} comes after last={run.last}: the order is {', '.join(STAGES)}")
     return chosen
+
+
+def memory(run: NanoRun, stages: tuple[str, ...]) -> str:
+    """What the stages would take: one runs at a time, so the total is that of the clips and the largest."""
+    size, frames = run.world.size, run.frames
+    clips = (run.clips + run.held_out) * frames * (3 * size**2 + 4 * SAMPLES_PER_FRAME)
+    needs = [_stage_memory(run, stage) for stage in stages]
+    total = clips + max(sum(rows.values()) for rows in needs)
+    rows = {"clips": clips} | {name: value for rows in needs for name, value in rows.items()}
+    return table(f"train_nano: {run.name}, the clips and one stage at a time", rows, total)
+
+
+def _stage_memory(run: NanoRun, stage: str) -> dict[str, int]:
+    size = run.world.size
+    with torch.device("meta"):
+        if stage in ("vae", "decoder"):
+            settings, modules = run.vae_train if stage == "vae" else run.decoder_train, [WanVAE(run.vae)]
+            if stage == "decoder":
+                modules[0].encoder.requires_grad_(False)
+                modules[0].conv1.requires_grad_(False)
+        elif stage == "judges":
+            settings, modules = run.judges_train, [Judges(replace(run.judges, attributes=ATTRIBUTES))]
+        else:
+            heads = AudioHeads(run.audio.channels, SOUND_CLASSES)
+            settings, modules = run.audio_train, [AudioEncoder(run.audio), heads]
+
+    def forward(dtype: torch.dtype) -> object:
+        if stage in ("vae", "decoder"):
+            video = torch.empty(settings.batch, 3, run.autoencoder.frames, size, size, dtype=dtype)
+            return modules[0].decode_raw(modules[0].posterior(video)[0])
+        if stage == "judges":
+            side = run.judges.size
+            shown = torch.empty(settings.batch, run.judges_frames, 3, side, side, dtype=dtype)
+            # Identity is judged twice: on the frames as they are, and on the spoiled ones that everything else sees.
+            return modules[0](shown), modules[0].identity(shown.flatten(0, 1))
+        frames = run.audio_training.frames
+        sound = torch.empty(settings.batch, frames * SAMPLES_PER_FRAME, dtype=dtype)
+        return modules[1](modules[0].features(sound, frames))
+
+    return training_rows(stage, modules, settings, activation_bytes(forward, modules, settings.precision))

@@ -9,27 +9,53 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from livetalk.commands.family import Card, device_of, export_part, settle_gpu
-from livetalk.config import TeacherRun
+from livetalk.cli import CONFIGS
+from livetalk.commands.memory import activation_bytes, table, training_rows
+from livetalk.commands.train_nano import card_of, train_nano, weights_of
+from livetalk.conditions import Conditions
+from livetalk.config import InferenceRun, TeacherRun, flat, load
 from livetalk.data import encoded
 from livetalk.data.world.clip import World
 from livetalk.data.world.prompts import Attributes, describe
 from livetalk.data.world.take import generator
-from livetalk.geometry import frames_of_latents
+from livetalk.devices import device_of, precision_of, settle_gpu
+from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE, frames_of_latents
+from livetalk.models.attention import FullAttention
 from livetalk.models.dit import WanDiT, initialise
 from livetalk.models.text import TextEncoder, file_tokenizer, published_name, train_tokenizer
-from livetalk.parts import TOKENIZER, load_audio, load_vae
+from livetalk.parts import TOKENIZER, export_part, load_part, missing_parts, require_parts
 from livetalk.training import distributed
 from livetalk.training.teacher import FlowMatchingObjective, Prompts
 from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+FROZEN = ("vae", "audio")
+DEBUG_PARTS = CONFIGS / "train_nano_debug.yaml"
+
+KEYS = """
+name=NAME              clips and checkpoints go to runs/NAME; the same name continues where a run stopped
+family=FOLDER          the family whose VAE and audio encoder encode the clips, and which the teacher joins
+train.steps=N          length of the schedule
+world.face_model=FILE  a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
+Without --config: configs/train_teacher.yaml where there is a GPU, else configs/train_teacher_debug.yaml.
+"""
+
+
+def frozen_parts(run: TeacherRun) -> None:
+    """Sees to the parts of the family that encode the clips. Raises ValueError, with how to make them, if they are
+    missing; but a run on the head made in code, whose world needs no file, makes them itself."""
+    if run.world.face_model != "tiny":
+        require_parts(run.family, FROZEN)
+    elif missing_parts(run.family, FROZEN):
+        settings = load(DEBUG_PARTS, run="train_nano")
+        train_nano(replace(settings, name=run.name, family=run.family, device=run.device, world=run.world))
+
 
 def render(run: TeacherRun, folder: Path, device: torch.device, part: tuple[int, int]) -> None:
     """Renders a part of the training clips into `folder`, as far as they are not there yet."""
@@ -50,8 +76,8 @@ def render(run: TeacherRun, folder: Path, device: torch.device, part: tuple[int,
 
 def encode(run: TeacherRun, source: Path, folder: Path, device: torch.device, part: tuple[int, int]) -> None:
     """Encodes a part of the rendered clips in `source` into `folder`, as far as they are not there yet."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae, audio = load_vae(run.family, device), load_audio(run.family, device)
+    dtype = precision_of("auto", device)
+    vae, audio = (load_part(run.family, name, device) for name in FROZEN)
 
     def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
         shard, prompts = encoded.read_shard(encoded.shard_path(source, start // run.shard))
@@ -82,21 +108,46 @@ def prompt_tokens(text: TextEncoder, prompts: list[str], device: torch.device) -
 
 
 def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
+    """Renders, encodes, trains, exports; prints the checkpoint and, last, the inference command that uses it."""
+    if dry_run:
+        print(memory(run))
+        return
     device = distributed.join(device_of(run.device))
     settle_gpu()
     folder = Path("runs") / run.name / "teacher"
     own = (distributed.rank(), distributed.ranks())
     if own[0] == 0:
         print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
+        frozen_parts(run)
+    distributed.wait()
+    if not prepare_clips(run, folder.parent, device, own):
+        return
+    trainer = trainer_of(run, folder, device)
+    trainer.fit(lambda step: export(run, trainer))
+    if own[0] == 0 and missing_parts(run.family, ("teacher", "text")):
+        export(run, trainer)  # a run that had ended before, whose family is gone
+    distributed.leave()
+    if own[0] == 0:
+        print(f"checkpoint: {Path(run.family) / 'teacher'}")
+        print(f"use it: {inference_command(run)}")
+
+
+def prepare_clips(run: TeacherRun, folder: Path, device: torch.device, own: tuple[int, int]) -> bool:
+    """Renders to folder/frames and encodes to folder/clips what is not there yet; False if other processes, started by
+    hand with other values of `part`, have to render too."""
     started = time.monotonic()
-    render(run, folder.with_name("frames"), device, (run.part, run.parts) if run.parts > 1 else own)
+    render(run, folder / "frames", device, (run.part, run.parts) if run.parts > 1 else own)
     if run.parts > 1:
         print(f"part {run.part} of {run.parts} rendered: train with parts=1 when all are")
-        return
+        return False
     distributed.wait()
-    encode(run, folder.with_name("frames"), folder.with_name("clips"), device, own)
+    encode(run, folder / "frames", folder / "clips", device, own)
     distributed.wait()
     log.info("encoded clips ready after %.1f s", time.monotonic() - started)
+    return True
+
+
+def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
     clips = encoded.load(folder.with_name("clips")).to(device)
     torch.manual_seed(run.train.seed)
     text = TextEncoder(run.text, file_tokenizer(tokenizer_file(run))).to(device)
@@ -107,22 +158,48 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
     if run.train.compile:
         for block in dit.blocks:
             block.compile()
-    trainer = Trainer(FlowMatchingObjective(dit, text, clips, prompts, run.flow), run.train, folder, device)
-    trainer.fit(lambda step: export(run, trainer))
-    distributed.leave()
-    if own[0]:
-        return
-    print(f"checkpoint: {Path(run.family) / 'teacher'}")
-    print("use it: bash scripts/inference.sh" + ("" if run.family == TeacherRun().family else f" model={run.family}"))
+    return Trainer(FlowMatchingObjective(dit, text, clips, prompts, run.flow), run.train, folder, device)
+
+
+def inference_command(run: TeacherRun) -> str:
+    """The command that renders the bundled example with this run's teacher."""
+    default = InferenceRun()
+    wanted = {
+        "model": default.model if run.family == TeacherRun().family else run.family,
+        "geometry.height": run.world.size,
+        "geometry.width": run.world.size,
+        "geometry.clip_latents": run.flow.latents,
+        "teacher.prefix": run.flow.prefix,
+    }
+    known = flat(default)
+    return " ".join(["bash scripts/inference.sh", *(f"{k}={v}" for k, v in wanted.items() if v != known[k])])
 
 
 def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:
     """Writes the parts into the family, at every checkpoint, so that a run cut short leaves a teacher too."""
-    weights, card = trainer.weights(), Card.of(run, trainer, trainer.scalars)
-    dit, text = (
-        {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        for prefix in ("dit.", "text.")
-    )
-    export_part(run.family, "teacher", run.dit, dit, card)
-    export_part(run.family, "text", run.text, {published_name(name): value for name, value in text.items()}, card)
+    card = card_of(run, trainer, trainer.scalars)
+    text = {published_name(name): value for name, value in weights_of(trainer, "text").items()}
+    export_part(run.family, "teacher", run.dit, weights_of(trainer, "dit"), card)
+    export_part(run.family, "text", run.text, text, card)
     return {}
+
+
+def memory(run: TeacherRun) -> str:
+    """What training would take on one device, with all encoded clips on it; rendering and encoding take less."""
+    latents, frames = run.flow.latents, frames_of_latents(run.clip_latents)
+    side, channels = run.world.size // SPACE_STRIDE, run.dit.audio_dim
+    clip = run.clip_latents * run.dit.out_channels * side**2 + frames * channels
+    with torch.device("meta"):
+        dit, text = WanDiT(run.dit), TextEncoder(run.text)
+
+    def forward(dtype: torch.dtype) -> object:
+        batch = run.train.batch
+        noisy = torch.empty(batch, run.dit.out_channels, latents, side, side, dtype=dtype)
+        sound = torch.empty(batch, latents, TIME_STRIDE * channels, dtype=dtype)
+        told = torch.empty(batch, run.text.length, run.text.dim, dtype=dtype)
+        return dit(noisy, torch.empty(batch), Conditions(told, noisy[:, :, :1], sound), FullAttention())
+
+    activations = activation_bytes(forward, [dit, text], run.train.precision)
+    rows = {"clips": run.clips * clip * torch.bfloat16.itemsize}
+    rows |= training_rows("teacher", [dit, text], run.train, activations)
+    return table(f"train_teacher: {run.name}, batch {run.train.batch}, {run.train.precision}", rows)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,16 @@ class EncodedClips:
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A short hash of weights, to tell which encoders made a folder."""
+    """A short hash of every byte of the weights and of the configs, to tell which encoders made a folder.
+
+    The configs belong to it: a VAE's latent statistics and an audio encoder's lookahead stand there alone.
+    """
     digest = hashlib.sha256()
     for module in modules:
+        digest.update(repr(module.config).encode())
         for name, value in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().sum().cpu().numpy().tobytes())
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -59,7 +63,7 @@ def encode_excerpt(
     """Frames uint8 [n, T, H, W, 3] and sound [n, T * 1000] to latents and audio features, as bfloat16; the VAE computes
     in `dtype`."""
     device = next(vae.parameters()).device
-    video = frames.to(device).permute(0, 4, 1, 2, 3).to(dtype).div(127.5).sub(1)
+    video = frames.to(device).permute(0, 4, 1, 2, 3).float().div(127.5).sub(1)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         latents = vae.encode(video)
     features = audio.features(pcm.to(device).float(), frames=frames.shape[1])
@@ -77,21 +81,22 @@ def write(
     """Fills `folder` with `count` clips. make(start, stop) gives the tensors and prompts of clips start .. stop-1.
 
     source: JSON-able description of what the clips are made from; part (i, n): this process makes every n-th shard
-    from the i-th on. Raises ValueError if the folder holds clips of another source.
+    from the i-th on. Raises ValueError if the folder holds clips of another source, or for a part that is not one.
     """
+    if not 0 <= part[0] < part[1] or min(count, shard) < 1:
+        raise ValueError(f"part {part[0]} of {part[1]}, {count} clips in shards of {shard}: parts count from 0")
     folder.mkdir(parents=True, exist_ok=True)
-    index = folder / INDEX
-    description = {"count": count, "shard": shard, **source}
-    if index.exists() and json.loads(index.read_text()) != description:
-        raise ValueError(f"{folder} holds clips made with other settings: remove it or name another folder")
-    _replace(index, lambda path: path.write_text(json.dumps(description, indent=1)))
+    _claim(folder / INDEX, {"count": count, "shard": shard, **source})
     started, done = time.monotonic(), 0
     for start in range(part[0] * shard, count, part[1] * shard):
         path = shard_path(folder, start // shard)
         stop = min(start + shard, count)
+        for left in folder.glob(f".{path.name}.*.partial"):
+            left.unlink()
         if path.exists():
             continue
         tensors, prompts = make(start, stop)
+        assert {len(prompts), *map(len, tensors.values())} == {stop - start}
         tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
         _replace(path, lambda to, t=tensors, p=prompts: save_file(t, to, {"prompts": json.dumps(p)}))
         done += stop - start
@@ -100,23 +105,41 @@ def write(
         log.info("%d/%d clips, %.1f clips/s, %.1f min left", stop, count, rate, left / 60)
 
 
+def _claim(index: Path, description: dict) -> None:
+    """Writes the index, or raises ValueError naming what differs from the one that is there."""
+    description = json.loads(json.dumps(description))
+    if index.exists():
+        there = json.loads(index.read_text())
+        differing = sorted(key for key in {*there, *description} if there.get(key) != description.get(key))
+        if differing:
+            raise ValueError(
+                f"{index.parent} holds clips made with other settings ({', '.join(differing)}): remove it or name "
+                "another folder"
+            )
+    else:
+        _replace(index, lambda path: path.write_text(json.dumps(description, indent=1)))
+
+
 def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     write_to(partial)
     os.replace(partial, path)
 
 
-def shards(folder: Path) -> Iterator[Path]:
-    """The shards of a complete folder. Raises ValueError if some are missing."""
+def shards(folder: Path) -> list[Path]:
+    """The shards of a complete folder, in order. Raises ValueError if some are missing."""
     index = Path(folder) / INDEX
     if not index.is_file():
-        raise ValueError(f"{folder} holds no encoded clips: run bash scripts/train_teacher.sh to make them")
+        raise ValueError(f"{folder} holds no clips: run bash scripts/train_teacher.sh to make them")
     description = json.loads(index.read_text())
-    want = -(-description["count"] // description["shard"])
-    found = sorted(Path(folder).glob("shard-*.safetensors"))
-    if len(found) != want:
-        raise ValueError(f"{folder} holds {len(found)} of {want} shards: run the command that encodes clips again")
-    yield from found
+    want = range(-(-description["count"] // description["shard"]))
+    missing = [str(number) for number in want if not shard_path(folder, number).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of its {len(want)} shards (number {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}): run bash scripts/train_teacher.sh again with the same settings"
+        )
+    return [shard_path(folder, number) for number in want]
 
 
 def shard_path(folder: Path, index: int) -> Path:

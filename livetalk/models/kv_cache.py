@@ -88,6 +88,7 @@ class KVCache:
         """Forgets everything; the memory stays. seen: latent frames begun so far, blocks: blocks begun so far."""
         self.seen = 0
         self.blocks = 0
+        self._held = 0
         self._starts: deque[int] = deque(maxlen=self.config.journal + 1)
 
     @property
@@ -102,6 +103,7 @@ class KVCache:
         self._starts.append(self.seen)
         self.seen += frames
         self.blocks += 1
+        self._held = min(self._held + 1, self.config.journal)
         if self.config.journal:
             index = self._slots(self._starts[-1], self.seen)
             entry = self._journal[(self.blocks - 1) % self.config.journal]
@@ -110,9 +112,9 @@ class KVCache:
 
     def rewind(self, blocks: int = 1) -> None:
         """Undoes the last `blocks` advances and all passes over them. Raises ValueError beyond the journal."""
-        held = min(self.blocks, self.config.journal, len(self._starts))
-        if not 0 <= blocks <= held:
-            raise ValueError(f"cannot rewind {blocks} blocks: the journal holds {held}")
+        if not 0 <= blocks <= self._held:
+            raise ValueError(f"cannot rewind {blocks} blocks: the journal holds {self._held}")
+        self._held -= blocks
         for _ in range(blocks):
             entry = self._journal[(self.blocks - 1) % self.config.journal]
             start = self._starts.pop()

@@ -30,11 +30,14 @@ _PARTS = {
 }
 
 
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "pretrained_checkpoints"
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Files and folders below `root`, the folder pretrained_checkpoints/."""
+    """Files and folders below `root`, by default pretrained_checkpoints/ beside the two packages."""
 
-    root: Path = Path("pretrained_checkpoints")
+    root: Path = CHECKPOINTS
 
     def wan(self, part: str, size: str = "1.3b") -> Path:
         """Part "transformer", "vae", "text" or "tokenizer" of a Wan2.1-T2V: as published, or as diffusers has it.
@@ -69,12 +72,18 @@ class Layout:
         return self.root / "OmniAvatar_merged" / f"{TEACHERS[size]}.safetensors"
 
 
+def present(path: str | Path) -> bool:
+    """Whether a file or folder is there and not empty."""
+    path = Path(path)
+    return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0
+
+
 def require(path: str | Path, remedy: str = DOWNLOAD) -> Path:
     """`path`, if it is there and not empty. Raises ValueError in one line, with the remedy, if not."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} is not there: {remedy}")
-    if (path.is_dir() and not any(path.iterdir())) or (path.is_file() and not path.stat().st_size):
+    if not present(path):
         raise ValueError(f"{path} is empty: delete it and {remedy}")
     return path
 

@@ -25,7 +25,7 @@ def _angles(positions: Tensor, pairs: int) -> Tensor:
 
 
 def rope_table(frames: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
-    """Cosines and sines [len(frames) * rows * columns, 1, head_dim / 2, 2] in float32; frames: integer positions [n]."""
+    """Cosines and sines [n * rows * columns, 1, head_dim / 2, 2] in float32; frames: integer positions [n]."""
     device = frames.device
     time, height, width = axis_pairs(head_dim)
     t = _angles(frames, time)[:, None, None].expand(-1, rows, columns, -1)

@@ -34,7 +34,14 @@ class LabelledSound:
 
 
 class AudioObjective:
-    def __init__(self, encoder: AudioEncoder, heads: AudioHeads, sound: LabelledSound, config: AudioTrainingConfig) -> None:
+    """Trains `encoder` and `heads` on excerpts of `sound`. Raises ValueError if its clips are shorter than those."""
+
+    def __init__(
+        self, encoder: AudioEncoder, heads: AudioHeads, sound: LabelledSound, config: AudioTrainingConfig
+    ) -> None:
+        frames = sound.classes.shape[1]
+        if not 1 <= config.frames <= frames:
+            raise ValueError(f"excerpts of {config.frames} frames do not fit clips of {frames}: make the clips longer")
         self.encoder, self.heads, self.sound, self.config = encoder, heads, sound, config
 
     def modules(self) -> dict[str, nn.Module]:
@@ -47,18 +54,23 @@ class AudioObjective:
         tracing = F.smooth_l1_loss(predicted.float(), curves)
         return naming + self.config.curves * tracing, {"naming": naming.detach(), "tracing": tracing.detach()}
 
+    def kind(self, step: int) -> None:
+        """All steps are of one kind (trainer.Objective)."""
+
     def _sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Excerpts at random gains with random noise; the sound behind an excerpt's end is part of it."""
         sound, config = self.sound, self.config
         device = sound.pcm.device
         chosen = torch.randint(len(sound.pcm), (batch, 1), generator=generator, device=device)
-        # Four frames of sound (250 ms) follow the last frame of an excerpt, so that no lookahead is cut.
+        # Four frames of sound (250 ms) follow the last frame of an excerpt, so that no lookahead is cut; silence
+        # where the clip ends earlier.
         last = sound.classes.shape[1] - config.frames - 4
         start = torch.randint(max(1, last + 1), (batch, 1), generator=generator, device=device)
         frames = start + torch.arange(config.frames, device=device)
         length = (config.frames + 4) * SAMPLES_PER_FRAME
         samples = start * SAMPLES_PER_FRAME + torch.arange(length, device=device)
-        pcm = sound.pcm[chosen, samples.clamp_max(sound.pcm.shape[1] - 1)].float()
+        end = sound.pcm.shape[1]
+        pcm = sound.pcm[chosen, samples.clamp_max(end - 1)].float() * (samples < end)
         draw = torch.rand(2, batch, 1, generator=generator, device=device)
         pcm = pcm * 10 ** (config.gain * (2 * draw[0] - 1) / 20)
         level = pcm.square().mean(1, keepdim=True).sqrt()

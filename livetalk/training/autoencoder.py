@@ -17,12 +17,19 @@ from livetalk.training.losses import moving_weight
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """frames: clip length in training (4F - 3). kl: weight of the prior; edges: of the image gradients' error;
-    moving: extra weight of what moves (losses.moving_weight)."""
+    moving: extra weight of what moves (losses.moving_weight).
+
+    long_frames: length of the clips in every `long_every`-th step (0: never), a batch of about as many frames. The
+    causal convolutions see some 110 frames back: a network that was trained on short clips alone has seen only zeros
+    there, and fails from the first frame beyond their length.
+    """
 
     frames: int = 17
-    kl: float = 1e-5
+    kl: float = 3e-4
     edges: float = 1.0
     moving: float = 1.0
+    long_frames: int = 65
+    long_every: int = 2
 
 
 def to_unit(frames: Tensor) -> Tensor:
@@ -54,7 +61,7 @@ class AutoencoderObjective:
         return {"vae": self.vae}
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        video = self._sample(batch, generator)
+        video = self._sample(self.kind(step), batch, generator)
         with torch.set_grad_enabled(self.vae.conv1.weight.requires_grad):
             mean, logvar = self.vae.posterior(video)
         logvar = logvar.float().clamp(-20, 10)
@@ -67,11 +74,20 @@ class AutoencoderObjective:
         loss = error + self.config.edges * edges + self.config.kl * kl
         return loss, {"psnr": psnr(squared.detach()), "kl": kl.detach(), "edges": edges.detach()}
 
-    def _sample(self, batch: int, generator: torch.Generator) -> Tensor:
-        clips, frames = self.clips.shape[:2]
-        chosen = torch.randint(clips, (batch,), generator=generator, device=self.clips.device)
-        start = torch.randint(frames - self.config.frames + 1, (batch,), generator=generator, device=self.clips.device)
-        index = start[:, None] + torch.arange(self.config.frames, device=self.clips.device)
+    def kind(self, step: int) -> int:
+        """Frames of the clips that a step shows."""
+        config = self.config
+        return config.long_frames if config.long_every and step % config.long_every == 0 else config.frames
+
+    def _sample(self, frames: int, batch: int, generator: torch.Generator) -> Tensor:
+        """Video [n, 3, frames, H, W] with about as many frames as `batch` clips of the short length."""
+        clips, length = self.clips.shape[:2]
+        frames = min(frames, length)
+        batch = max(1, batch * self.config.frames // frames)
+        device = self.clips.device
+        chosen = torch.randint(clips, (batch,), generator=generator, device=device)
+        start = torch.randint(length - frames + 1, (batch,), generator=generator, device=device)
+        index = start[:, None] + torch.arange(frames, device=device)
         video = to_unit(self.clips[chosen[:, None], index])
         flip = torch.rand(batch, generator=generator, device=video.device) < 0.5
         return torch.where(flip[:, None, None, None, None], video.flip(-1), video)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,17 +17,22 @@ MARKER = "complete.json"
 
 @dataclass(frozen=True)
 class State:
+    """settings: those the run had when it saved, known once loaded."""
+
     step: int
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimiser: dict
+    settings: dict = field(default_factory=dict)
 
 
 def save(folder: Path, state: State, settings: dict, keep: int) -> Path:
-    """Writes folder/step-NNNNNNN and removes all but the newest `keep` whole checkpoints."""
+    """Writes folder/step-NNNNNNN and removes all but the newest `keep` whole checkpoints, and what killed runs left."""
+    assert keep >= 1
     final = folder / f"step-{state.step:07d}"
     partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.glob(".step-*.partial"):
+        shutil.rmtree(left)
     partial.mkdir(parents=True)
     for name, tensors in (("weights", state.weights), ("ema", state.ema)):
         # Clones, because tied weights share memory, which the file format refuses.
@@ -52,8 +57,10 @@ def load_latest(folder: Path, device: torch.device) -> State | None:
     if not found:
         return None
     path = found[-1]
+    marker = json.loads((path / MARKER).read_text())
     return State(
-        step=json.loads((path / MARKER).read_text())["step"],
+        step=marker["step"],
+        settings=marker["settings"],
         weights=load_file(path / "weights.safetensors", device=str(device)),
         ema=load_file(path / "ema.safetensors", device=str(device)),
         optimiser=torch.load(path / "optimiser.pt", map_location=device, weights_only=True),

@@ -36,6 +36,14 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def seed(base: int) -> int:
+    """`base` in the first process, another number in every other.
+
+    They differ in the low 32 bits, which are all that a generator on the CPU takes of its seed.
+    """
+    return base + rank() * 0x9E37_79B1
+
+
 def wait() -> None:
     if dist.is_initialized():
         dist.barrier()

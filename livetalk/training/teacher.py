@@ -18,7 +18,7 @@ from livetalk.training.losses import flow_loss
 
 @dataclass(frozen=True)
 class FlowMatchingConfig:
-    """drop_audio: share of samples without sound; drop_text: of those and of the others, without prompt.
+    """drop_audio: share of samples without sound; drop_text: share of the others without prompt (half of the silent).
 
     prefix: clean latents at the start of a window that continues a clip (sampled with share `continued`);
     shift: of the training levels towards noise; moving: extra weight of what moves (losses.moving_weight).
@@ -44,11 +44,20 @@ class Prompts:
 
 
 class FlowMatchingObjective:
-    """clips and prompts live on the training device; the clips are longer than a window by what continuations need."""
+    """clips and prompts live on the training device; the clips are longer than a window by what continuations need.
+
+    Raises ValueError if a window of config.latents does not fit the clips or holds nothing but its prefix.
+    """
 
     def __init__(
         self, dit: WanDiT, text: TextEncoder, clips: EncodedClips, prompts: Prompts, config: FlowMatchingConfig
     ) -> None:
+        length = clips.latents.shape[2]
+        if not 1 <= config.prefix < config.latents <= length:
+            raise ValueError(
+                f"flow.latents={config.latents} and flow.prefix={config.prefix} on clips of {length} latents: a window "
+                "is longer than its prefix and no longer than a clip"
+            )
         self.dit, self.text, self.clips, self.prompts, self.config = dit, text, clips, prompts, config
 
     def modules(self) -> dict[str, nn.Module]:
@@ -65,6 +74,11 @@ class FlowMatchingObjective:
         loss = flow_loss(predicted, x0, noise, skip=given.expand(batch, -1), moving=self.config.moving)
         return loss, {}
 
+    def kind(self, step: int) -> bool:
+        """Whether the windows of a step continue clips, which a share `continued` of the steps do."""
+        share = self.config.continued if self.clips.latents.shape[2] > self.config.latents else 0.0
+        return int((step + 1) * share) > int(step * share)
+
     def sample(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Conditions]:
         """Clean latents [B, 16, latents, h, w] and their conditions: all starts of clips, or all continuations.
 
@@ -73,14 +87,15 @@ class FlowMatchingObjective:
         data, config = self.clips, self.config
         device = data.latents.device
         chosen = torch.randint(len(data), (batch,), generator=generator, device=device)
-        spare = data.latents.shape[2] - config.latents
-        continued = spare > 0 and (step * config.continued) % 1 + config.continued >= 1
+        spare, continued = data.latents.shape[2] - config.latents, self.kind(step)
         start = torch.randint(1, spare + 1, (batch, 1), generator=generator, device=device) if continued else 0
         index = start + torch.arange(config.latents, device=device).expand(batch, -1)
         latents = data.latents.transpose(1, 2)[chosen[:, None], index].transpose(1, 2).float()
         audio = group_audio(data.audio[chosen]).gather(1, index[..., None].expand(-1, -1, 4 * data.audio.shape[-1]))
         heard = torch.rand(batch, 1, 1, generator=generator, device=device) >= config.drop_audio
-        text = self._text(chosen, torch.rand(batch, 1, generator=generator, device=device) >= config.drop_text)
+        # Guidance leans on the null prediction, neither sound nor prompt: half of the silent samples are that.
+        dropped = torch.where(heard[:, 0], config.drop_text, max(config.drop_text, 0.5))
+        text = self._text(chosen, torch.rand(batch, 1, generator=generator, device=device) >= dropped)
         reference = data.latents[chosen, :, :1].float()
         return latents, Conditions(text, reference, audio.float() * heard, prefix=config.prefix if continued else 1)
 

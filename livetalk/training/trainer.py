@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from livetalk.training import checkpoint, distributed
 from livetalk.training.ema import EMA
+from livetalk.training.graphed import GraphedStep
 
 log = logging.getLogger(__name__)
 PROBE = (20, 100)
@@ -31,7 +32,8 @@ class TrainConfig:
     """steps: length of the whole schedule; until: step to stop at, for training in slices (0: the end). seconds: if not
     0, how long the run may take: steps is then set by the speed measured over the first PROBE steps.
 
-    ema: decay of the averaged weights, 0 for none; precision: "bf16" (autocast, float32 masters) or "fp32".
+    ema: decay of the averaged weights, 0 for none; precision: "bf16" (autocast, float32 masters) or "fp32"; graph: on a
+    GPU, capture the step as a CUDA graph (training/graphed.py).
     """
 
     steps: int = 1000
@@ -48,6 +50,7 @@ class TrainConfig:
     seed: int = 0
     precision: str = "bf16"
     compile: bool = False
+    graph: bool = False
     log_every: int = 50
     save_every: int = 1000
     keep: int = 2
@@ -77,6 +80,9 @@ class Objective(Protocol):
     def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss of one step and scalars worth logging; all randomness from `generator`."""
 
+    def kind(self, step: int) -> Hashable:
+        """Steps of one kind run the same operations on the same shapes. Asked for only where steps are captured."""
+
 
 class Trainer:
     """Trains an objective's modules in `folder`, from the last whole checkpoint if there is one."""
@@ -87,9 +93,18 @@ class Trainer:
         self.objective, self.config, self.folder = objective, config, Path(folder)
         self.device = torch.device(device)
         self.modules = nn.ModuleDict(objective.modules()).to(self.device)
-        parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.graphed = GraphedStep(self._learn, self.device) if config.graph and self.on_gpu else None
+        if self.graphed and distributed.ranks() > 1:
+            raise ValueError("graph=true is for one process: train with graph=false on several GPUs")
+        rate = torch.tensor(config.lr, device=self.device) if self.graphed else config.lr
         self.optimiser = torch.optim.AdamW(
-            parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=self.on_gpu
+            self.parameters,
+            lr=rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=self.on_gpu,
+            capturable=self.graphed is not None,
         )
         self.ema = EMA(self.modules, config.ema) if config.ema else None
         if config.batch % distributed.ranks():
@@ -113,8 +128,14 @@ class Trainer:
         self.modules.load_state_dict(state.weights, strict=True)
         self.optimiser.load_state_dict(state.optimiser)
         if self.ema:
-            self.ema.weights = state.ema
+            # A run that had no average begins one with the weights it goes on from.
+            self.ema.weights = state.ema or EMA(self.modules, self.config.ema).weights
         self.step = state.step
+        if self.graphed:
+            for group in self.optimiser.param_groups:
+                group["lr"] = torch.tensor(self.config.lr, device=self.device)
+        if self.config.seconds and self.step >= PROBE[1]:
+            self.config = replace(self.config, steps=state.settings["steps"])
         return True
 
     def save(self) -> None:
@@ -139,6 +160,7 @@ class Trainer:
             if self.config.seconds and self.step in PROBE:
                 probe = self._plan(started, probe)
             if self.step % self.config.save_every == 0 or self.step == self.config.end:
+                self._check({name: float(value) for name, value in metrics.items()})
                 self.save()
                 if evaluate and not distributed.rank():
                     self._record({"step": self.step, **evaluate(self.step)})
@@ -160,30 +182,34 @@ class Trainer:
 
     def _update(self) -> dict[str, Tensor]:
         config = self.config
-        seed = config.seed * 1_000_003 + self.step + (distributed.rank() << 40)
-        generator = torch.Generator(self.device).manual_seed(seed)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.rate(self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, metrics = self.objective.loss(self.step, config.batch // distributed.ranks(), generator)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        distributed.average_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip, foreach=True)
-        self.optimiser.step()
+            # A captured step reads the rate from a tensor on the card, so there it is changed in place.
+            group["lr"] = group["lr"].fill_(config.rate(self.step)) if self.graphed else config.rate(self.step)
+        seed = distributed.seed(config.seed * 1_000_003 + self.step)
+        if self.graphed:
+            metrics = self.graphed(self.objective.kind(self.step), seed)
+        else:
+            metrics = self._learn(torch.Generator(self.device).manual_seed(seed))
         self.step += 1
         if self.ema:
             self.ema.update(self.modules, self.step)
+        return metrics
+
+    def _learn(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step of gradient descent; its random numbers come from the generator alone."""
+        config = self.config
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, metrics = self.objective.loss(self.step, config.batch // distributed.ranks(), generator)
+        loss.backward()
+        distributed.average_gradients(self.parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip, foreach=True)
+        self.optimiser.step()
         return {"loss": loss.detach(), "grad_norm": norm, **metrics}
 
     def _report(self, metrics: dict[str, Tensor], started: float, first: int) -> dict[str, float]:
         scalars = {name: float(value) for name, value in metrics.items()}
-        if not all(math.isfinite(value) for value in scalars.values()):
-            raise FloatingPointError(
-                f"step {self.step}: {scalars} is not finite; the last good checkpoint in {self.folder} is kept. "
-                "Resume with a lower learning rate"
-            )
+        self._check(scalars)
         if distributed.rank():
             return scalars
         seconds = (time.monotonic() - started) / (self.step - first)
@@ -192,6 +218,14 @@ class Trainer:
         log.info("step %d/%d %s | %.0f ms/step, %.1f min left", self.step, self.config.end, text, 1e3 * seconds, left / 60)
         self._record({"step": self.step, "seconds_per_step": seconds, **scalars})
         return scalars
+
+    def _check(self, scalars: dict[str, float]) -> None:
+        """Raises FloatingPointError unless all are finite, before anything is saved."""
+        if not all(math.isfinite(value) for value in scalars.values()):
+            raise FloatingPointError(
+                f"step {self.step}: {scalars} is not finite; the last good checkpoint in {self.folder} is kept. "
+                "Resume with a lower learning rate"
+            )
 
     def _record(self, row: dict) -> None:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:

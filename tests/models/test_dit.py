@@ -125,8 +125,11 @@ def test_published_sizes():
 
 def test_timesteps_are_cosines_first():
     features = timestep_features(torch.tensor([3.0]), 4)[0]
-    assert torch.allclose(features, torch.tensor([3.0, 0.03, 3.0, 0.03]).double().cos() * torch.tensor([1, 1, 0, 0])
-                          + torch.tensor([3.0, 0.03, 3.0, 0.03]).double().sin() * torch.tensor([0, 0, 1, 1]))
+    assert torch.allclose(
+        features,
+        torch.tensor([3.0, 0.03, 3.0, 0.03]).double().cos() * torch.tensor([1, 1, 0, 0])
+        + torch.tensor([3.0, 0.03, 3.0, 0.03]).double().sin() * torch.tensor([0, 0, 1, 1]),
+    )
 
 
 def test_wrong_audio_length_is_refused():
@@ -147,8 +150,18 @@ def test_agrees_with_diffusers_on_random_weights():
     )
     torch.manual_seed(0)
     other = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16,
-        text_dim=10, freq_dim=16, ffn_dim=32, num_layers=3, cross_attn_norm=True, eps=1e-6, rope_max_seq_len=32,
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=10,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=3,
+        cross_attn_norm=True,
+        eps=1e-6,
+        rope_max_seq_len=32,
     ).eval()
     for parameter in other.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

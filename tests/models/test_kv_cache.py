@@ -9,7 +9,18 @@ from livetalk.models.rope import rope_table, rotate
 
 HEADS, WIDTH, ROWS, COLUMNS = 2, 12, 1, 2
 TOKENS = ROWS * COLUMNS
-SIZES = [(5, 2, 1), (15, 9, 3), (9, 3, 3), (9, 0, 3), (7, 3, 2), (8, 1, 3), (6, 3, 3), (12, 4, 5), (3, 0, 3), (11, 2, 4)]
+SIZES = [
+    (5, 2, 1),
+    (15, 9, 3),
+    (9, 3, 3),
+    (9, 0, 3),
+    (7, 3, 2),
+    (8, 1, 3),
+    (6, 3, 3),
+    (12, 4, 5),
+    (3, 0, 3),
+    (11, 2, 4),
+]
 
 
 def make_cache(window, anchors, block, positions="absolute", journal=0, layers=1):
@@ -83,7 +94,9 @@ def test_cached_blocks_equal_the_mask(window, anchors):
     blocks, block = 5, 3
     cache = make_cache(window or blocks * block, anchors, block)
     q, k, v = random_qkv(torch.Generator().manual_seed(1), blocks * block)
-    view = BlockCausal(block, window, anchors, masked=True).open(Grid(0, blocks * block, ROWS, COLUMNS), WIDTH, q.device)
+    view = BlockCausal(block, window, anchors, masked=True).open(
+        Grid(0, blocks * block, ROWS, COLUMNS), WIDTH, q.device
+    )
     want = view(0, q, k, v)
     for index in range(blocks):
         cache.advance()
@@ -127,6 +140,12 @@ def test_rewinding_beyond_the_journal_is_refused():
         cache.rewind(2)
     cache.rewind(1)
     assert cache.seen == 0
+    for _ in range(5):
+        cache.advance()
+    cache.rewind(2)
+    with pytest.raises(ValueError, match="journal holds 0"):
+        cache.rewind(1)
+    assert cache.blocks == 3
 
 
 def test_reset_forgets_everything():

@@ -168,7 +168,7 @@ def test_download_prints_its_commands():
     assert student.returncode == both.returncode == 0
     lines = student.stdout.splitlines()
     assert all(line.startswith("hf download ") and "--local-dir pretrained_checkpoints/" in line for line in lines)
-    layout = Layout()
+    layout = Layout(Path("pretrained_checkpoints"))
     for path in (layout.audio, layout.student.parent, layout.wan("text").parent):
         assert any(line.endswith(f"--local-dir {path}") for line in lines), path
     for size in ("1.3b", "14b"):

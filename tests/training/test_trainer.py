@@ -24,7 +24,9 @@ class Regression:
 
 
 def train(folder, **settings):
-    config = TrainConfig(**{"steps": 20, "batch": 8, "warmup": 2, "lr": 0.05, "precision": "fp32", "ema": 0.9, **settings})
+    config = TrainConfig(
+        **{"steps": 20, "batch": 8, "warmup": 2, "lr": 0.05, "precision": "fp32", "ema": 0.9, **settings}
+    )
     trainer = Trainer(Regression(), config, folder)
     return trainer, trainer.fit()
 

@@ -1,4 +1,4 @@
-"""What the world's truth looks like to a network: classes of sounds a frame, yes-or-no columns for prompt attributes."""
+"""What the world's truth looks like to a network: a class of sound a frame, a column of 0 or 1 a prompt attribute."""
 
 from __future__ import annotations
 

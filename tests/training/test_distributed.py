@@ -1,0 +1,114 @@
+"""Two processes against one: the same gradients, other random numbers, one writer."""
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from livetalk.training import checkpoint, distributed
+from livetalk.training.trainer import TrainConfig, Trainer
+
+CONFIG = TrainConfig(steps=6, batch=8, warmup=1, lr=0.05, precision="fp32", ema=0.5, log_every=1, save_every=3)
+
+
+class Rows:
+    """Regression on eight fixed rows, of which every process takes its share; keeps what its generators gave."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.rows = torch.randn(8, 2)
+        self.drawn = []
+
+    def modules(self):
+        return {"net": self.net}
+
+    def loss(self, step, batch, generator):
+        self.drawn.append(torch.rand(2, generator=generator))
+        x = self.rows[distributed.rank() * batch :][:batch]
+        return (self.net(x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+
+def train(folder):
+    objective = Rows()
+    trainer = Trainer(objective, CONFIG, folder)
+    trainer.fit()
+    return {"weights": trainer.weights(), "net": objective.net.state_dict(), "drawn": objective.drawn}
+
+
+def work(rank, port, folder):
+    """One of two processes, as torchrun would start it."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # A process that dies must fail the test, not hang it.
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    assert distributed.join(torch.device("cpu")) == torch.device("cpu")
+    result = {"ranks": distributed.ranks(), "agreed": distributed.agreed(10 + rank, torch.device("cpu"))}
+    result["generator"] = torch.rand(2, generator=torch.Generator().manual_seed(distributed.seed(3)))
+    with pytest.raises(ValueError, match="batch 7 does not split over 2"):
+        Trainer(Rows(), TrainConfig(batch=7), folder)
+    result |= train(Path(folder) / "run")
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    distributed.leave()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(work, (port, str(folder)), nprocs=2)
+    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_two_processes_train_as_one(pair, tmp_path):
+    one = train(tmp_path)
+    for two in pair[1]:
+        assert two["ranks"] == 2
+        for part in ("net", "weights"):
+            for name, value in one[part].items():
+                assert torch.allclose(two[part][name], value, rtol=1e-4, atol=1e-6), name
+
+
+def test_both_hold_the_same_weights_to_the_bit_and_the_first_one_writes(pair):
+    folder, (first, second) = pair
+    assert all(torch.equal(value, second["net"][name]) for name, value in first["net"].items())
+    assert [path.name for path in checkpoint.whole(folder / "run")] == ["step-0000003", "step-0000006"]
+    assert len((folder / "run" / "metrics.jsonl").read_text().splitlines()) == CONFIG.steps
+
+
+def test_the_first_process_decides(pair):
+    assert [two["agreed"] for two in pair[1]] == [10, 10]
+
+
+def test_a_seed_gives_every_process_its_own_numbers(pair):
+    first, second = (two["generator"] for two in pair[1])
+    assert torch.equal(first, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+    assert not (first == second).any()
+
+
+def test_processes_train_on_different_draws(pair):
+    first, second = (torch.stack(two["drawn"]) for two in pair[1])
+    assert not (first == second).any()
+
+
+def test_alone_nothing_happens(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert distributed.join(torch.device("cpu")) == torch.device("cpu")
+    net = nn.Linear(1, 1)
+    net(torch.ones(1, 1)).backward()
+    gradient = net.weight.grad.clone()
+    distributed.average_gradients(net.parameters())
+    distributed.wait()
+    distributed.leave()
+    assert torch.equal(net.weight.grad, gradient)
+    assert (distributed.rank(), distributed.ranks(), distributed.seed(5)) == (0, 1, 5)
+    assert distributed.agreed(7, torch.device("cpu")) == 7

@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from livetalk import flow
+from livetalk.training.losses import (
+    critic_flow_loss,
+    critic_input,
+    dmd_gradient,
+    dmd_loss,
+    flow_loss,
+    moving_weight,
+)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_moving_weight_has_mean_one_and_is_one_without_strength():
+    clip = draw(2, 16, 5, 4, 6)
+    weight = moving_weight(clip, 0.7)
+    assert weight.shape == (2, 1, 1, 4, 6)
+    assert torch.allclose(weight.mean((1, 2, 3, 4)), torch.ones(2))
+    assert torch.equal(moving_weight(clip, 0.0), torch.ones(2, 1, 1, 4, 6))
+
+
+def test_moving_weight_follows_its_formula():
+    """One of four places moves: change 4 times the mean there, so 1 + 4 s against 1, divided by their mean 1 + s."""
+    clip = torch.full((1, 3, 2, 2, 2), 0.5)
+    clip[:, :, 1, 0, 0] = 3.0
+    weight = moving_weight(clip, 0.5)[0, 0, 0]
+    assert torch.allclose(weight, torch.tensor([[3.0, 1.0], [1.0, 1.0]]) / 1.5)
+    capped = moving_weight(clip, 0.5, most=2.0)[0, 0, 0]
+    assert torch.allclose(capped, torch.tensor([[2.0, 1.0], [1.0, 1.0]]) / 1.25)
+
+
+def test_a_clip_that_does_not_move_is_weighed_evenly():
+    assert torch.equal(moving_weight(torch.ones(1, 2, 3, 2, 2), 1.0), torch.ones(1, 1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("moving", [0.0, 0.5])
+def test_flow_loss_is_zero_for_the_true_flow_and_the_squared_error_otherwise(moving):
+    x0, noise = draw(2, 16, 4, 4, 4), draw(2, 16, 4, 4, 4, seed=1)
+    truth = flow.flow_target(x0, noise)
+    assert flow_loss(truth, x0, noise, moving=moving) == 0
+    # The weights have mean 1, so an error that is the same everywhere costs its square.
+    assert flow_loss(truth + 0.3, x0, noise, moving=moving).item() == pytest.approx(0.09, rel=1e-5)
+
+
+def test_skipped_frames_do_not_count_in_any_sample():
+    x0, noise = draw(2, 16, 4, 4, 4), draw(2, 16, 4, 4, 4, seed=1)
+    skip = torch.tensor([[True, False, False, False], [True, True, True, False]])
+    wrong = flow.flow_target(x0, noise)
+    wrong[0, :, 0], wrong[1, :, :3] = 1e6, -1e6
+    assert flow_loss(wrong, x0, noise, skip) == 0
+    wrong[1, :, 3] += 2
+    # One of the four frames that are kept is off by 2: every kept frame of the batch counts the same.
+    assert flow_loss(wrong, x0, noise, skip).item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_flow_loss_pulls_towards_the_flow():
+    x0, noise = draw(1, 16, 3, 2, 2), draw(1, 16, 3, 2, 2, seed=1)
+    predicted = torch.zeros_like(x0, requires_grad=True)
+    flow_loss(predicted, x0, noise).backward()
+    assert torch.allclose(predicted.grad, 2 * (x0 - noise) / x0.numel(), atol=1e-6)
+
+
+def test_dmd_loss_has_the_gradient_g_over_the_number_of_elements():
+    generated = draw(2, 16, 3, 4, 4).requires_grad_()
+    gradient = draw(2, 16, 3, 4, 4, seed=1)
+    loss = dmd_loss(generated, gradient)
+    loss.backward()
+    assert torch.allclose(generated.grad, gradient / generated.numel(), rtol=1e-12)
+    assert loss.item() == pytest.approx(0.5 * gradient.square().mean().item())
+
+
+def test_dmd_gradient_is_normalised_a_sample():
+    x, fake, real = draw(2, 16, 3, 4, 4), draw(2, 16, 3, 4, 4, seed=1), draw(2, 16, 3, 4, 4, seed=2)
+    gradient = dmd_gradient(x, fake, real)
+    for i in range(2):
+        assert torch.allclose(gradient[i], (fake[i] - real[i]) / (x[i] - real[i]).abs().mean())
+    assert torch.equal(dmd_gradient(x, real, real), torch.zeros_like(x))
+    assert torch.equal(dmd_gradient(real, real, real), torch.zeros_like(x)), "0 / 0 is 0"
+
+
+def test_the_critic_sees_the_reference_as_its_first_frame_and_noise_elsewhere():
+    generated, noise, reference = draw(2, 16, 4, 2, 2), draw(2, 16, 4, 2, 2, seed=1), draw(2, 16, 1, 2, 2, seed=2)
+    sigma = torch.tensor([0.25, 0.75])
+    noisy = critic_input(generated, noise, sigma, reference)
+    assert torch.equal(noisy[:, :, :1], reference)
+    for i in range(2):
+        want = (1 - sigma[i]) * generated[i, :, 1:] + sigma[i] * noise[i, :, 1:]
+        assert torch.allclose(noisy[i, :, 1:], want)
+    a_frame = critic_input(generated, noise, sigma[:, None].expand(2, 4), reference)
+    assert torch.equal(a_frame, noisy)
+
+
+def test_critic_loss_is_zero_for_the_true_clean_frames_and_blind_to_the_first():
+    generated, noise, reference = draw(2, 16, 4, 2, 2), draw(2, 16, 4, 2, 2, seed=1), draw(2, 16, 1, 2, 2, seed=2)
+    sigma = torch.tensor([0.4, 0.8], dtype=torch.float64)
+    noisy = critic_input(generated, noise, sigma, reference)
+    fake = generated.clone()
+    fake[:, :, 0] = 1e6
+    assert critic_flow_loss(fake, noisy, generated, noise, sigma).item() == pytest.approx(0, abs=1e-20)
+    # An error d of the clean prediction is an error d / sigma of the flow.
+    off = critic_flow_loss(fake + 0.1, noisy, generated, noise, sigma).item()
+    assert off == pytest.approx((0.25**2 + 0.125**2) / 2)
