@@ -81,8 +81,8 @@ def sample(
     """Integrates the guided flow from `noise` [B, 16, F, h, w] to clean latents by Euler steps over the shifted levels.
 
     The state is at least float32, since 50 steps in bfloat16 would round it away; the result has the noise's type.
-    given: clean latents at the window's start (default: the reference image's latent, if there is one). visit: called with the number
-    and state of each step before it is taken, and once with (steps, result).
+    given: clean latents at the window's start (default: the reference image's latent, if there is one). visit: called
+    with the number and state of each step before it is taken, and once with (steps, result).
     """
     frames = noise.shape[2]
     given = conditions.reference if given is None else given

@@ -123,7 +123,11 @@ def flow_match_schedule(case: Case) -> None:
         kind, count = name.rsplit("_", 1)
         shift = case.settings["shift"]
         sigmas = flow.shifted_sigmas(int(count), shift)
-        value = {"sigmas": sigmas, "timesteps": 1000 * sigmas, "training_weights": flow.training_weights(int(count), shift)}
+        value = {
+            "sigmas": sigmas,
+            "timesteps": 1000 * sigmas,
+            "training_weights": flow.training_weights(int(count), shift),
+        }
         case.check(name, value[kind], 2e-6)
 
 

@@ -215,7 +215,9 @@ class Trainer:
         seconds = (time.monotonic() - started) / (self.step - first)
         left = seconds * (self.config.end - self.step)
         text = " ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-        log.info("step %d/%d %s | %.0f ms/step, %.1f min left", self.step, self.config.end, text, 1e3 * seconds, left / 60)
+        log.info(
+            "step %d/%d %s | %.0f ms/step, %.1f min left", self.step, self.config.end, text, 1e3 * seconds, left / 60
+        )
         self._record({"step": self.step, "seconds_per_step": seconds, **scalars})
         return scalars
 

@@ -1,5 +1,6 @@
 """Looks and motions to frames and to exact geometric tracks."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +20,8 @@ NEAR = 18.0  # nothing comes nearer to the camera
 BODY_SHARE = 0.12  # of the head's shift, and of its turn, that the body takes
 LID_TURN = 30.0  # degrees of gaze at which the eyeLook shapes of the lids are fully on
 GAMMA = 2.2
+
+SCENE_BUILDERS = 4
 
 
 class Renderer:
@@ -58,8 +61,8 @@ class Renderer:
         frames = _checked(looks, motions)
         shape = (len(looks), frames, self.size, self.size, 3)
         video = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        # One thread builds the next clips' scenes while the device renders this one.
-        with ThreadPoolExecutor(1) as builder:
+        # Threads build the next clips' scenes while the device renders this one: on a GPU they are what takes the time.
+        with ThreadPoolExecutor(min(SCENE_BUILDERS, os.cpu_count() or 1)) as builder:
             scenes = builder.map(lambda look: build_scene(self.model, self._face_map, look, self.size), looks)
             for row, (scene, look, motion) in enumerate(zip(scenes, looks, motions, strict=True)):
                 clip = _Clip(self, scene, look, motion)
