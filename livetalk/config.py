@@ -24,9 +24,10 @@ from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
+from livetalk.training.dmd import DmdConfig
 from livetalk.training.ode import OdeConfig
 from livetalk.training.teacher import FlowMatchingConfig
-from livetalk.training.trainer import TrainConfig
+from livetalk.training.trainer import Learning, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,32 @@ class OdeRun:
 
 
 @dataclass(frozen=True)
+class DmdRun:
+    """`scripts/train_dmd.sh`: the causal student by Self-Forcing distribution matching, exported as part `student`.
+
+    It starts from the ODE student, which is kept as part `student_ode`; teacher and critic start from the teacher.
+    pairs, pairs_config: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing ODE
+    student is trained first, "" for not at all. shown: clips the student is sampled for at every checkpoint. train:
+    also how the student learns; critic: how the critic does.
+    """
+
+    run: str = "train_dmd"
+    name: str = "nano"
+    family: str = "livetalk/assets/nano"
+    device: str = "auto"
+    pairs: str = ""
+    pairs_config: str = ""
+    ode_config: str = ""
+    shown: int = 8
+    negative_prompt: str = ""
+    geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
+    causal: CausalSampling = CausalSampling()
+    dmd: DmdConfig = DmdConfig()
+    train: TrainConfig = TrainConfig()
+    critic: Learning = Learning()
+
+
+@dataclass(frozen=True)
 class EvaluateRun:
     """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, its teacher at each of `scales`."""
 
@@ -211,6 +238,7 @@ RUNS: dict[str, type] = {
     "train_teacher": TeacherRun,
     "generate_ode_pairs": PairsRun,
     "train_ode": OdeRun,
+    "train_dmd": DmdRun,
     "evaluate": EvaluateRun,
     "make_world": WorldSamples,
 }

@@ -29,35 +29,61 @@ def pin(latents: Tensor, conditions: Conditions) -> Tensor:
 
 
 def denoise_block(
-    dit: WanDiT, conditions: Conditions, frames: int, timesteps: Sequence[float], cache: KVCache, noise: Noise
+    dit: WanDiT,
+    conditions: Conditions,
+    frames: int,
+    timesteps: Sequence[float],
+    cache: KVCache,
+    noise: Noise,
+    graded: bool = False,
 ) -> Tensor:
     """Generates the next block: clean latents [B, 16, frames, h, w], its keys and values left in the cache.
 
     For each timestep: predict x0, then noise it freshly to the next level. One more pass at t = 0 over the clean block
-    writes what later blocks see.
+    writes what later blocks see. graded, for training, where gradients are on: the pass at the last timestep, and no
+    other, carries gradient; nothing reaches earlier blocks.
     """
     levels = [float(t) for t in timesteps]
-    prepared = dit.prepare(conditions, frames, [*levels, CLEAN])
+    graded = graded and torch.is_grad_enabled()
+    with torch.set_grad_enabled(graded):
+        prepared = dit.prepare(conditions, frames, [*levels, CLEAN])
     cache.advance(frames)
     shape = (conditions.text.shape[0], dit.config.out_channels, frames, 2 * cache.rows, 2 * cache.columns)
     x = noise(shape)
     for index, level in enumerate(levels):
         x = pin(x, conditions)
-        x0 = flow.x0_from_flow(x, dit(x, level, prepared, cache), flow.sigma_of(level))
-        if index + 1 < len(levels):
+        last = index + 1 == len(levels)
+        if graded and last:
+            # Before pytorch#165068 autocast keeps casts of weights made without gradient, which cuts the weights off.
+            torch.clear_autocast_cache()
+        with torch.set_grad_enabled(graded and last):
+            x0 = flow.x0_from_flow(x, dit(x, level, prepared, cache), flow.sigma_of(level))
+        if not last:
             x = flow.add_noise(x0, noise(shape), flow.sigma_of(levels[index + 1]))
     x0 = pin(x0, conditions)
-    dit(x0, CLEAN, prepared, cache)
+    with torch.no_grad():
+        dit(x0, CLEAN, prepared, cache)
     return x0
 
 
 def rollout(
-    dit: WanDiT, conditions: Conditions, latents: int, timesteps: Sequence[float], cache: KVCache, noise: Noise
+    dit: WanDiT,
+    conditions: Conditions,
+    latents: int,
+    timesteps: Sequence[float],
+    cache: KVCache,
+    noise: Noise,
+    graded: range = range(0),
 ) -> Iterator[Tensor]:
-    """Yields the blocks of a clip of `latents` latent frames, a whole number of blocks; the cache starts anew."""
+    """Yields the blocks of a clip of `latents` latent frames, a whole number of blocks; the cache starts anew.
+
+    graded: latent frames whose blocks carry gradient, each from its last timestep alone (Self Forcing,
+    arXiv:2506.08009): a training that leaves at an exit step passes the timesteps up to that one.
+    """
     block = cache.config.block
     if latents % block:
         raise ValueError(f"{latents} latent frames are not a whole number of blocks of {block}: pad with silence")
     cache.reset()
     for start in range(0, latents, block):
-        yield denoise_block(dit, conditions.block(start, block), block, timesteps, cache, noise)
+        part = conditions.block(start, block)
+        yield denoise_block(dit, part, block, timesteps, cache, noise, graded=start in graded)

@@ -231,7 +231,7 @@ def inference_command(run: OdeRun) -> str:
     return " ".join(["bash scripts/inference.sh", *(f"{k}={v}" for k, v in wanted.items() if v != known[k])])
 
 
-def _pairs_bytes(run: OdeRun, config: DiTConfig) -> int:
+def pairs_bytes(run: OdeRun, config: DiTConfig) -> int:
     """Of the pairs that pairs_config makes; 0 for a run that does not say how they are made."""
     if not run.pairs_config:
         return 0
@@ -259,5 +259,5 @@ def memory(run: OdeRun) -> str:
         return student(noisy, torch.empty(batch, geometry.clip_latents), conditions, BlockCausal(geometry.block))
 
     activations = activation_bytes(forward, [student], run.train.precision)
-    rows = {"pairs": _pairs_bytes(run, config)} | training_rows("student", [student], run.train, activations)
+    rows = {"pairs": pairs_bytes(run, config)} | training_rows("student", [student], run.train, activations)
     return table(f"train_ode: {run.name}, batch {batch}, {run.train.precision}", rows)

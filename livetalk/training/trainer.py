@@ -2,6 +2,8 @@
 
 An objective names its trained modules and turns (step, generator) into a loss. Batches and noise are functions of the
 run's seed and the step alone, so a resumed run repeats an uninterrupted one and no random state has to be saved.
+
+Modules learn together, or, in a game such as DMD, as players with a loss, an optimiser and an average each.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections import ChainMap
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -28,18 +33,9 @@ PROBE = (20, 100)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """steps: length of the whole schedule; until: step to stop at, for training in slices (0: the end). seconds: if not
-    0, how long the run may take: steps is then set by the speed measured over the first PROBE steps.
+class Learning:
+    """How the modules of an optimiser learn, by AdamW. ema: decay of the averaged weights, 0 for none."""
 
-    ema: decay of the averaged weights, 0 for none; precision: "bf16" (autocast, float32 masters) or "fp32"; graph: on a
-    GPU, capture the step as a CUDA graph (training/graphed.py).
-    """
-
-    steps: int = 1000
-    until: int = 0
-    seconds: float = 0.0
-    batch: int = 64
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
@@ -47,6 +43,28 @@ class TrainConfig:
     final_lr: float = 0.0
     clip: float = 1.0
     ema: float = 0.0
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of a step of `steps`: linear warm-up, then a cosine down to final_lr * lr."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@dataclass(frozen=True)
+class TrainConfig(Learning):
+    """steps: length of the whole schedule; until: step to stop at, for training in slices (0: the end). seconds: if not
+    0, how long the run may take: steps is then set by the speed measured over the first PROBE steps.
+
+    precision: "bf16" (autocast, float32 masters) or "fp32"; graph: on a GPU, capture the step as a CUDA graph
+    (training/graphed.py).
+    """
+
+    steps: int = 1000
+    until: int = 0
+    seconds: float = 0.0
+    batch: int = 64
     seed: int = 0
     precision: str = "bf16"
     compile: bool = False
@@ -66,11 +84,7 @@ class TrainConfig:
         return min(self.steps, self.until) if self.until else self.steps
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then a cosine down to final_lr * lr."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return self.rate_at(step, self.steps)
 
 
 class Objective(Protocol):
@@ -84,29 +98,84 @@ class Objective(Protocol):
         """Steps of one kind run the same operations on the same shapes. Asked for only where steps are captured."""
 
 
+class Game(Protocol):
+    """An objective whose modules are players, each with a loss of its own."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The players by name."""
+
+    def turns(self, step: int) -> Sequence[str]:
+        """Who learns at a step, one after another."""
+
+    def loss(self, step: int, batch: int, generator: torch.Generator, player: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """As an Objective's, for one player; it gives no gradient to the others."""
+
+
+class Player:
+    """Modules that learn together: their optimiser and their average."""
+
+    def __init__(self, modules: nn.ModuleDict, config: Learning, device: torch.device, captured: bool) -> None:
+        self.modules, self.config, self.captured = modules, config, captured
+        self.parameters = [p for p in modules.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=torch.tensor(config.lr, device=device) if captured else config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+            capturable=captured,
+        )
+        self.ema = EMA(modules, config.ema) if config.ema else None
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            # A captured step reads the rate from a tensor on the card, so there it is changed in place.
+            group["lr"] = group["lr"].fill_(rate) if self.captured else rate
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """One update from gradients that were set to none; returns their norm before clipping."""
+        loss.backward()
+        distributed.average_gradients(self.parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
+        self.optimiser.step()
+        return norm
+
+    def restore(self, optimiser: dict, ema: dict[str, Tensor], device: torch.device) -> None:
+        """ema: {} from a run that had no average, which begins one with the weights it goes on from."""
+        self.optimiser.load_state_dict(optimiser)
+        if self.ema:
+            self.ema.weights = ema or EMA(self.modules, self.config.ema).weights
+        if self.captured:
+            for group in self.optimiser.param_groups:
+                group["lr"] = torch.tensor(self.config.lr, device=device)
+
+
 class Trainer:
-    """Trains an objective's modules in `folder`, from the last whole checkpoint if there is one."""
+    """Trains an objective's modules in `folder`, from the last whole checkpoint if there is one.
+
+    players: how each module of a Game learns; {} for an Objective, whose modules learn together as `config` says.
+    """
 
     def __init__(
-        self, objective: Objective, config: TrainConfig, folder: Path, device: torch.device | str = "cpu"
+        self,
+        objective: Objective | Game,
+        config: TrainConfig,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        players: Mapping[str, Learning] = MappingProxyType({}),
     ) -> None:
         self.objective, self.config, self.folder = objective, config, Path(folder)
         self.device = torch.device(device)
         self.modules = nn.ModuleDict(objective.modules()).to(self.device)
-        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
         self.graphed = GraphedStep(self._learn, self.device) if config.graph and self.on_gpu else None
-        if self.graphed and distributed.ranks() > 1:
-            raise ValueError("graph=true is for one process: train with graph=false on several GPUs")
-        rate = torch.tensor(config.lr, device=self.device) if self.graphed else config.lr
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=self.on_gpu,
-            capturable=self.graphed is not None,
-        )
-        self.ema = EMA(self.modules, config.ema) if config.ema else None
+        if self.graphed and (distributed.ranks() > 1 or players):
+            raise ValueError("graph=true is for one process and one optimiser: train with graph=false")
+        assert not players or set(players) == set(self.modules)
+        captured = self.graphed is not None
+        self.players = {
+            name: Player(nn.ModuleDict({name: self.modules[name]}), learning, self.device, captured)
+            for name, learning in players.items()
+        } or {"": Player(self.modules, config, self.device, captured)}
         if config.batch % distributed.ranks():
             raise ValueError(f"batch {config.batch} does not split over {distributed.ranks()} processes")
         self.step = 0
@@ -118,7 +187,8 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to use: averaged where averaging is on."""
-        return self.ema.weights if self.ema else dict(self.modules.state_dict())
+        averaged = [player.ema.weights for player in self.players.values() if player.ema]
+        return dict(ChainMap(*averaged, self.modules.state_dict()))
 
     def resume(self) -> bool:
         """Continues from the newest whole checkpoint; False if there is none."""
@@ -126,14 +196,10 @@ class Trainer:
         if state is None:
             return False
         self.modules.load_state_dict(state.weights, strict=True)
-        self.optimiser.load_state_dict(state.optimiser)
-        if self.ema:
-            # A run that had no average begins one with the weights it goes on from.
-            self.ema.weights = state.ema or EMA(self.modules, self.config.ema).weights
+        for name, player in self.players.items():
+            averaged = {key: value for key, value in state.ema.items() if key.startswith(name and f"{name}.")}
+            player.restore(state.optimiser[name] if name else state.optimiser, averaged, self.device)
         self.step = state.step
-        if self.graphed:
-            for group in self.optimiser.param_groups:
-                group["lr"] = torch.tensor(self.config.lr, device=self.device)
         if self.config.seconds and self.step >= PROBE[1]:
             self.config = replace(self.config, steps=state.settings["steps"])
         return True
@@ -142,8 +208,10 @@ class Trainer:
         """Writes a checkpoint, in the first process."""
         if distributed.rank():
             return
-        ema = self.ema.weights if self.ema else {}
-        state = checkpoint.State(self.step, dict(self.modules.state_dict()), ema, self.optimiser.state_dict())
+        ema = dict(ChainMap(*(player.ema.weights for player in self.players.values() if player.ema)))
+        optimiser = {name: player.optimiser.state_dict() for name, player in self.players.items()}
+        optimiser = optimiser.get("", optimiser)
+        state = checkpoint.State(self.step, dict(self.modules.state_dict()), ema, optimiser)
         checkpoint.save(self.folder, state, asdict(self.config), keep=self.config.keep)
 
     def fit(self, evaluate: Callable[[int], dict] | None = None) -> dict[str, float]:
@@ -180,31 +248,41 @@ class Trainer:
             log.info("%.1f ms/step: %d steps fit into %.0f s", 1e3 * pace, steps, self.config.seconds)
         return now
 
+    def _turns(self) -> Sequence[str]:
+        """The players that learn at this step."""
+        return ("",) if "" in self.players else self.objective.turns(self.step)
+
     def _update(self) -> dict[str, Tensor]:
-        config = self.config
-        for group in self.optimiser.param_groups:
-            # A captured step reads the rate from a tensor on the card, so there it is changed in place.
-            group["lr"] = group["lr"].fill_(config.rate(self.step)) if self.graphed else config.rate(self.step)
-        seed = distributed.seed(config.seed * 1_000_003 + self.step)
+        learning = [self.players[name] for name in self._turns()]
+        for player in learning:
+            player.set_rate(player.config.rate_at(self.step, self.config.steps))
+        seed = distributed.seed(self.config.seed * 1_000_003 + self.step)
         if self.graphed:
             metrics = self.graphed(self.objective.kind(self.step), seed)
         else:
             metrics = self._learn(torch.Generator(self.device).manual_seed(seed))
         self.step += 1
-        if self.ema:
-            self.ema.update(self.modules, self.step)
+        for player in learning:
+            if player.ema:
+                player.ema.update(player.modules, self.step)
         return metrics
 
     def _learn(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step of gradient descent; its random numbers come from the generator alone."""
+        """One step of gradient descent for all whose turn it is; its random numbers come from the generator alone."""
+        if "" in self.players:
+            return self._descend(self.players[""], self.objective.loss, generator)
+        metrics = {}
+        for name in self._turns():
+            found = self._descend(self.players[name], partial(self.objective.loss, player=name), generator)
+            metrics |= {f"{name} {key}": value for key, value in found.items()}
+        return metrics
+
+    def _descend(self, player: Player, loss_of: Callable, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        self.optimiser.zero_grad(set_to_none=True)
+        player.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, metrics = self.objective.loss(self.step, config.batch // distributed.ranks(), generator)
-        loss.backward()
-        distributed.average_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip, foreach=True)
-        self.optimiser.step()
+            loss, metrics = loss_of(self.step, config.batch // distributed.ranks(), generator)
+        norm = player.descend(loss)
         return {"loss": loss.detach(), "grad_norm": norm, **metrics}
 
     def _report(self, metrics: dict[str, Tensor], started: float, first: int) -> dict[str, float]:
