@@ -6,7 +6,6 @@
 # them, such as world.face_model=FILE. The seconds of each stage are kept in runs/reproduce/seconds.txt.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-
 STAGES="vae judges audio teacher pairs ode dmd evaluate"
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$ROOT/scripts/reproduce_nano.sh"; echo "stages: $STAGES"; }
 mistake() { echo "reproduce_nano: $*" >&2; exit 2; }
@@ -18,8 +17,7 @@ while [ $# -gt 0 ]; do
     --from | --until)
       [ $# -gt 1 ] || mistake "$1 needs the name of a stage: $STAGES"
       known "$2"
-      if [ "$1" = --from ]; then first=$2; else last=$2; fi
-      shift ;;
+      if [ "$1" = --from ]; then first=$2; else last=$2; fi; shift ;;
     --list) echo "$STAGES" | tr ' ' '\n'; exit 0 ;;
     -h | --help) usage; exit 0 ;;
     *=*) settings+=("$1") ;;
@@ -31,8 +29,8 @@ done
 kind=$("$PYTHON" -c 'import torch; print("" if torch.cuda.is_available() else "_debug")')
 folder="runs/reproduce$kind"
 mkdir -p "$folder"
-run() { "$PYTHON" "$ROOT/scripts/$1.py" --config "$ROOT/configs/$1$kind.yaml" "${@:2}" "${settings[@]+"${settings[@]}"}"; }
 
+run() { "$PYTHON" "$ROOT/scripts/$1.py" --config "$ROOT/configs/$1$kind.yaml" "${@:2}" "${settings[@]+"${settings[@]}"}"; }
 command_of() {
   case "$1" in
     vae | judges | audio) run train_nano first="$1" last="$1" ;;
@@ -43,7 +41,6 @@ command_of() {
     evaluate) run evaluate ;;
   esac
 }
-
 active=no
 for stage in $STAGES; do
   [ "$stage" = "$first" ] && active=yes
