@@ -46,7 +46,7 @@ def run_command(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         options = _parse(name, about, help_keys, sys.argv[1:] if arguments is None else list(arguments))
         if options is not None:
@@ -61,7 +61,8 @@ def run_command(
         print(f"{name}: stopped, nothing was left behind", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def nano_or_debug(name: str) -> Path:

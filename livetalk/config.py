@@ -20,6 +20,7 @@ from livetalk.evaluation.objective import ObjectiveConfig
 from livetalk.geometry import Geometry
 from livetalk.models.audio import AudioConfig
 from livetalk.models.dit import DiTConfig
+from livetalk.models.kv_cache import POSITIONS
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
 from livetalk.training.audio import AudioTrainingConfig
@@ -28,6 +29,8 @@ from livetalk.training.dmd import DmdConfig
 from livetalk.training.ode import OdeConfig
 from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import Learning, TrainConfig
+
+MOST_GUIDANCE = 100.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ class TeacherSampling:
     negative_prompt: str = ""
     prefix: int = 4
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"teacher.steps {self.steps}: at least 1 step is needed")
+        for name in ("text_scale", "audio_scale"):
+            if not 0 <= getattr(self, name) <= MOST_GUIDANCE:
+                raise ValueError(f"teacher.{name} {getattr(self, name)}: choose a number from 0 to {MOST_GUIDANCE:g}")
+
 
 @dataclass(frozen=True)
 class CausalSampling:
@@ -47,6 +57,13 @@ class CausalSampling:
 
     timesteps: tuple[float, ...] = (1000.0, 937.5, 2500 / 3, 625.0)
     positions: str = "relative"
+
+    def __post_init__(self) -> None:
+        steps = self.timesteps
+        if not steps or not all(0 < t <= 1000 for t in steps) or list(steps) != sorted(set(steps), reverse=True):
+            raise ValueError(f"causal.timesteps {list(steps)}: give numbers from 1000 down to above 0, largest first")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"causal.positions {self.positions!r}: choose one of {', '.join(POSITIONS)}")
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,10 @@ def published_parts(run: InferenceRun, layout: Layout) -> list[Part]:
     """The parts of a model of PUBLISHED; those of Wan2.1 under published names or in the layout of diffusers."""
     published, vae = PUBLISHED[run.model], VAEConfig()
     if run.sampler != published.sampler:
-        raise ValueError(f"sampler {run.sampler!r} does not fit model {run.model}: use sampler={published.sampler}")
+        raise ValueError(
+            f"sampler {run.sampler!r} does not fit model {run.model}: use "
+            f"sampler={published.sampler} and its sizes, for the student with --config configs/causal_inference.yaml"
+        )
     return [
         Part("vae", partial(WanVAE, vae), layout.wan("vae"), rename=vae_diffusers(vae).rename),
         Part("audio", partial(AudioEncoder, AudioConfig.wav2vec2_base()), layout.audio, rename=audio_name),

@@ -175,9 +175,17 @@ def _ffmpeg() -> str:
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 
+LONGEST_NAME = 200
+"""Bytes of a file name: most file systems take 255, and temporary names add some."""
+
+
 def check_output(path: str | Path) -> Path:
     """The path of a video to be written, if its name can be one: ends in .mp4 and is no folder. Else ValueError."""
     path = Path(path)
+    if len(path.name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"output name of {len(path.name)} letters is too long for a file: choose a shorter output=PATH"
+        )
     if path.is_dir():
         raise ValueError(f"output {path} is a folder: name a file in it, for example {path / 'video.mp4'}")
     if path.suffix.lower() != ".mp4":
@@ -225,7 +233,7 @@ class VideoWriter:
         except OSError as error:
             self._remove()
             raise ValueError(
-                f"output {self.path} cannot be written ({error.strerror}): choose another folder with output=PATH"
+                f"output {self.path} cannot be written ({error.strerror or error}): name another folder with output=PATH"
             ) from error
         return self
 

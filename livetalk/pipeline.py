@@ -258,7 +258,7 @@ class LiveTalkPipeline:
         """Text features, the picture's latent and audio features for `latents` latent frames, silence at the end."""
         device, dtype = self._device, self._dtype
         picture = fit_image(request.image, self.geometry.height, self.geometry.width)
-        sound = torch.from_numpy(request.audio)[None].to(device)
+        sound = torch.from_numpy(request.audio)[None].to(device, dtype)
         features = self.audio.features(sound, frames_of_latents(latents))
         return Conditions(
             text=self.text.encode([request.prompt]).to(device, dtype),

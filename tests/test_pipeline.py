@@ -184,3 +184,14 @@ def test_a_video_saves_and_shows_itself(tmp_path):
 def test_pixels_are_clamped():
     video = torch.tensor([-3.0, -1, 0, 1, 3]).reshape(1, 1, 5, 1, 1).expand(-1, 3, -1, -1, -1)
     assert to_pixels(video)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_pipeline_in_bfloat16_renders(tiny_family):
+    """The default on a GPU: every part computes in bfloat16, the sound included."""
+    from livetalk.config import TeacherSampling
+    from livetalk.families import load_pipeline, run_of
+
+    settings = {"precision": "bfloat16", "device": "cpu", "geometry": Geometry(height=64, width=64)}
+    run = run_of(tiny_family, {**settings, "teacher": TeacherSampling(steps=1)})
+    video = load_pipeline(run)(Image.new("RGB", (64, 64)), np.zeros(3000, np.float32), "nods")
+    assert video.frames.shape == (3, 64, 64, 3)

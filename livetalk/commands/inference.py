@@ -37,6 +37,13 @@ def infer(run: InferenceRun, dry_run: bool) -> None:
     image, audio, prompt = inputs_of(run)
     name = f"{Path(image).stem}_{Path(audio).stem}_seed{run.seed}.mp4"
     output = check_output(run.output or Path("outputs") / name)
+    for given in (image, audio):
+        if Path(given).exists() and output.exists() and output.samefile(given):
+            raise ValueError(f"output {output} is the input itself, which would be lost: name another file")
+    if output.with_suffix(".json").is_dir():
+        raise ValueError(
+            f"{output.with_suffix('.json')}, the report beside the video, is a folder: name another output"
+        )
     request = read_request(image, audio, prompt, run.seed, run.duration)
     require_weights(run)
     start = time.perf_counter()

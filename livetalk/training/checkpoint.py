@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 MARKER = "complete.json"
 
 
@@ -53,10 +57,19 @@ def whole(folder: Path) -> list[Path]:
 
 
 def load_latest(folder: Path, device: torch.device) -> State | None:
+    """The newest checkpoint that can be read, None if there is none. Raises ValueError if all are damaged."""
     found = whole(folder)
-    if not found:
-        return None
-    path = found[-1]
+    for path in reversed(found):
+        try:
+            return _load(path, device)
+        except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, json.JSONDecodeError) as error:
+            log.warning("%s is damaged (%s): trying the one before", path, error)
+    if found:
+        raise ValueError(f"no checkpoint in {folder} can be read: remove the folder to start anew")
+    return None
+
+
+def _load(path: Path, device: torch.device) -> State:
     marker = json.loads((path / MARKER).read_text())
     return State(
         step=marker["step"],

@@ -139,8 +139,13 @@ class Verdict:
     def __str__(self) -> str:
         if self.converged is None:
             return f"convergence cannot be told: too few evaluations ({self.rule})"
-        word = "converged" if self.converged else "not converged, train longer"
         change = f"{'fell' if self.improvement >= 0 else 'rose'} by {100 * abs(self.improvement):.1f}%"
+        if self.converged:
+            word = "converged"
+        elif self.improvement >= 0:
+            word = "not converged, train longer"
+        else:
+            word = "getting worse, keep the best checkpoint and lower the rate"
         return f"{word}: dev error {change} ({self.rule})"
 
 
@@ -158,4 +163,5 @@ def verdict(history: Sequence[tuple[int, float]], config: OdeConfig) -> Verdict:
     if not before:
         return Verdict(None, None, rule)
     improvement = 1 - error / before[-1]
-    return Verdict(improvement < config.tolerance, improvement, rule)
+    # A rise beyond the tolerance, or no number at all, is no convergence.
+    return Verdict(-config.tolerance <= improvement < config.tolerance, improvement, rule)

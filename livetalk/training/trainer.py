@@ -219,6 +219,10 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.resume():
             log.info("continuing %s at step %d", self.folder, self.step)
+        if self.step >= self.config.end:
+            log.warning(
+                "%s is at step %d already: nothing to train; give more steps or another name=", self.folder, self.step
+            )
         started, first = time.monotonic(), self.step
         probe = started
         while self.step < self.config.end:

@@ -136,8 +136,10 @@ def test_the_verdict_follows_its_rule():
     fallen = [(100, 1.0), (200, 0.5), (300, 0.40), (400, 0.39)]
     assert verdict(fallen, settings).converged is False and "fell by 2.5%" in str(verdict(fallen, settings))
     assert verdict([*fallen[:3], (400, 0.395)], settings).converged is True
-    assert verdict([*fallen[:3], (400, 0.45)], settings).converged is True
-    assert "rose by 12.5%" in str(verdict([*fallen[:3], (400, 0.45)], settings))
+    assert verdict([*fallen[:3], (400, 0.45)], settings).converged is False
+    assert "getting worse" in str(verdict([*fallen[:3], (400, 0.45)], settings))
+    assert verdict([*fallen[:3], (400, float("nan"))], settings).converged is False
+    assert verdict([*fallen[:3], (400, 0.404)], settings).converged is True
     assert verdict([(100, 1.0), (300, 0.5), (350, 0.1), (400, 0.495)], settings).converged is True
     assert verdict([(400, 0.5)], settings).converged is None and verdict([], settings).converged is None
     with pytest.raises(ValueError, match="share"):

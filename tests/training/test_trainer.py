@@ -83,3 +83,14 @@ def test_the_learning_rate_warms_up_and_falls_to_its_end():
     config = TrainConfig(steps=100, warmup=10, lr=1.0, final_lr=0.1)
     assert config.rate(0) == pytest.approx(0.1) and config.rate(10) == pytest.approx(1.0)
     assert config.rate(99) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    trainer, _ = train(tmp_path, save_every=5, keep=3)
+    (checkpoint.whole(tmp_path)[-1] / "weights.safetensors").write_bytes(b"")
+    fresh = Trainer(Regression(), trainer.config, tmp_path)
+    assert fresh.resume() and fresh.step == 15
+    for path in checkpoint.whole(tmp_path):
+        (path / "optimiser.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match="remove the folder"):
+        fresh.resume()
