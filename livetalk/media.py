@@ -233,7 +233,7 @@ class VideoWriter:
         except OSError as error:
             self._remove()
             raise ValueError(
-                f"output {self.path} cannot be written ({error.strerror or error}): name another folder with output=PATH"
+                f"output {self.path} cannot be written ({error.strerror or error}): try another folder with output=PATH"
             ) from error
         return self
 
