@@ -27,6 +27,7 @@ from livetalk.evaluation.judges import Judges, JudgesConfig, load_judges
 from livetalk.evaluation.report import main_table, write_report
 from livetalk.geometry import latents_of_frames
 from livetalk.parts import family_part, load_part, read_config, require_parts
+from livetalk.training.autoencoder import to_unit
 from OmniAvatar.sampling import Guidance, sample
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Family:
         return video.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
     def _video(self, frames: Tensor) -> Tensor:
-        return frames.permute(0, 4, 1, 2, 3).to(self.dtype).div(127.5).sub(1)
+        return to_unit(frames).to(self.dtype)
 
     def _noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(self.run.seed * 1_000_003 + index))

@@ -33,6 +33,7 @@ from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.parts import load_part, missing_parts, read_config, require_parts
 from livetalk.pipeline import read_request
 from livetalk.training import distributed
+from livetalk.training.autoencoder import to_unit
 from OmniAvatar.ode_pairs import clip_noise, stops, trajectory
 from OmniAvatar.sampling import Guidance
 
@@ -145,7 +146,7 @@ class Generator:
             takes = list(world.takes(split, range(start, stop), self.run.geometry.clip_frames))
             # Only the first frame is needed, so only that is drawn.
             pictures = world.renderer.render([world.look(take) for take in takes], [_first_frame(t) for t in takes])
-            video = pictures.to(self.device).permute(0, 4, 1, 2, 3).float().div(127.5).sub(1)
+            video = to_unit(pictures.to(self.device))
             pcm = torch.from_numpy(np.stack([take.pcm for take in takes]))
             return *self._encoded(video, pcm), [take.prompt for take in takes]
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from livetalk.data.world.clip import Clip, World
 from livetalk.data.world.take import WorldConfig
+from livetalk.devices import device_of
 from livetalk.geometry import FPS
 from livetalk.media import VideoWriter
 
@@ -48,9 +49,8 @@ class WorldSamples:
 def write_samples(config: WorldSamples) -> Path:
     """Writes SPLIT-INDEX.mp4 (sound, and a JSON of prompt, words and attributes), SPLIT-INDEX.png (every frame with its
     phoneme) and sheet.png (all clips, twelve moments each); returns the path of sheet.png."""
-    import torch
 
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config.device)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
