@@ -91,7 +91,8 @@ class NanoRun:
     """`scripts/train_nano.sh`: VAE, judges and audio encoder of the nano family, from a pool of rendered clips.
 
     first, last: stages to run; vae_start: weights of an earlier VAE run to begin with; workers: processes that prepare
-    sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long.
+    sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long. frames_from: a folder
+    of rendered clips to train the VAE on, instead of clips rendered for it alone.
     """
 
     run: str = "train_nano"
@@ -104,6 +105,7 @@ class NanoRun:
     clips: int = 1024
     held_out: int = 128
     frames: int = 81
+    frames_from: str = ""
     world: WorldConfig = WorldConfig()
     vae: VAEConfig = VAEConfig(base_dim=16)
     vae_start: str = ""

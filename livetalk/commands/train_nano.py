@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from livetalk.commands.memory import activation_bytes, table, training_rows
 from livetalk.config import NanoRun, flat
+from livetalk.data import encoded
 from livetalk.data.world.clip import World
 from livetalk.data.world.labels import ATTRIBUTES, SOUND_CLASSES, attribute_vector, sound_classes
 from livetalk.devices import device_of, settle_gpu
@@ -44,6 +45,7 @@ KEYS = """
 first=STAGE last=STAGE   the stages to run, in the order vae, decoder, judges, audio
 name=NAME                checkpoints go to runs/NAME; the same name continues where a run stopped
 family=FOLDER            where the finished parts go
+frames_from=FOLDER       clips that train_teacher has rendered (runs/NAME/frames): for stages without truth
 world.face_model=FILE    a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
 vae_train.steps=N        and likewise decoder_train, judges_train and audio_train
 Without --config: configs/train_nano.yaml where there is a GPU, else configs/train_nano_debug.yaml.
@@ -101,6 +103,23 @@ def make_pool(world: World, split: str, count: int, frames: int, device: torch.d
         identity=stacked((take.identity for take, _ in rows), np.int64),
         attributes=stacked(attribute_vector(take.attributes) for take, _ in rows),
     )
+
+
+def read_pool(folder: str, count: int, frames: int, device: torch.device) -> Pool:
+    """The first `count` rendered clips of a folder, `frames` frames of each; their truth is not there: no tracks.
+
+    Raises ValueError if they are not rendered yet or shorter.
+    """
+    shown, sound = [], []
+    for path in encoded.first_shards(Path(folder), count):
+        shard, _ = encoded.read_shard(path)
+        shown.append(shard["frames"][:, :frames].to(device))
+        sound.append(shard["pcm"][:, : frames * SAMPLES_PER_FRAME].to(device))
+    clips, pcm = torch.cat(shown)[:count], torch.cat(sound)[:count]
+    if clips.shape[1] < frames:
+        raise ValueError(f"clips in {folder} have {clips.shape[1]} frames: train with frames={clips.shape[1]}")
+    nothing = torch.empty(count, 0, device=device)
+    return Pool(clips, {}, pcm, nothing, nothing, nothing)
 
 
 class JudgesTraining:
@@ -161,6 +180,9 @@ def train_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, devic
 def fit_vae(
     vae: WanVAE, run: NanoRun, settings: TrainConfig, train: Pool, folder: Path, device: torch.device
 ) -> Trainer:
+    if settings.compile:
+        for half in (vae.encoder, vae.decoder):
+            half.compile(dynamic=False)
     trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), settings, folder, device)
     trainer.fit()
     vae.load_state_dict(weights_of(trainer, "vae"))
@@ -222,7 +244,10 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
     workers = min(run.workers, os.cpu_count() or 1)
     pictures = chosen != ("audio",)
     with World(run.world, device=device, workers=workers if run.clips > 64 else 0) as world:
-        train = make_pool(world, "train", run.clips, run.frames, device, pictures)
+        if run.frames_from:
+            train = read_pool(run.frames_from, run.clips, run.frames, device)
+        else:
+            train = make_pool(world, "train", run.clips, run.frames, device, pictures)
         held_out = make_pool(world, "dev", run.held_out, run.frames, device, pictures)
     stages = {"vae": train_vae, "decoder": train_decoder, "judges": train_judges, "audio": train_audio}
     for stage in chosen:
@@ -239,6 +264,10 @@ def _stages(run: NanoRun) -> tuple[str, ...]:
     chosen = STAGES[STAGES.index(run.first) : STAGES.index(run.last) + 1]
     if not chosen:
         raise ValueError(f"first={run.first} comes after last={run.last}: the order is {', '.join(STAGES)}")
+    if run.frames_from and (needy := sorted({*chosen} & {"judges", "audio"})):
+        raise ValueError(
+            f"clips in {run.frames_from} have no truth, which {' and '.join(needy)} need: leave frames_from out"
+        )
     return chosen
 
 

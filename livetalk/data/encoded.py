@@ -128,18 +128,26 @@ def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
 
 def shards(folder: Path) -> list[Path]:
     """The shards of a complete folder, in order. Raises ValueError if some are missing."""
+    return first_shards(folder, None)
+
+
+def first_shards(folder: Path, count: int | None) -> list[Path]:
+    """The shards that hold the first `count` clips (None: all), in order. Raises ValueError unless they are there."""
     index = Path(folder) / INDEX
     if not index.is_file():
         raise ValueError(f"{folder} holds no clips: run bash scripts/train_teacher.sh to make them")
     description = json.loads(index.read_text())
-    want = range(-(-description["count"] // description["shard"]))
-    missing = [str(number) for number in want if not shard_path(folder, number).is_file()]
+    count = description["count"] if count is None else count
+    if count > description["count"]:
+        raise ValueError(f"{count} clips wanted of {folder}, which is to hold {description['count']}: ask for fewer")
+    numbers = range(-(-count // description["shard"]))
+    missing = [str(number) for number in numbers if not shard_path(folder, number).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} lacks {len(missing)} of its {len(want)} shards (number {', '.join(missing[:5])}"
+            f"{folder} lacks {len(missing)} of its {len(numbers)} shards (number {', '.join(missing[:5])}"
             f"{', ...' if len(missing) > 5 else ''}): run bash scripts/train_teacher.sh again with the same settings"
         )
-    return [shard_path(folder, number) for number in want]
+    return [shard_path(folder, number) for number in numbers]
 
 
 def shard_path(folder: Path, index: int) -> Path:

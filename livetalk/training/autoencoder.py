@@ -100,11 +100,15 @@ def psnr(squared_error: Tensor) -> Tensor:
 
 @torch.no_grad()
 def latent_statistics(vae: WanVAE, clips: Tensor, chunk: int = 8) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each raw latent channel over uint8 clips [N, T, H, W, 3]."""
+    """Mean and deviation of each raw latent channel, drawn from the posterior, over uint8 clips [N, T, H, W, 3].
+
+    The deviation counts the posterior's own variance: a channel that the prior has emptied has means near zero, and
+    dividing by their deviation would blow up what the decoder ignores for every network that works on the latents.
+    """
     total, squares, count = 0.0, 0.0, 0
     for part in clips.split(chunk):
-        mean, _ = vae.posterior(to_unit(part))
-        flat = rearrange(mean.double(), "b c f h w -> c (b f h w)")
-        total, squares, count = total + flat.sum(1), squares + flat.square().sum(1), count + flat.shape[1]
+        mean, logvar = (rearrange(x.double(), "b c f h w -> c (b f h w)") for x in vae.posterior(to_unit(part)))
+        second = mean.square() + logvar.clamp(-20, 10).exp()
+        total, squares, count = total + mean.sum(1), squares + second.sum(1), count + mean.shape[1]
     centre = total / count
     return centre.tolist(), (squares / count - centre.square()).sqrt().tolist()

@@ -95,6 +95,15 @@ def test_missing_shards_are_named(tmp_path):
         shards(tmp_path)
 
 
+def test_the_first_clips_can_be_read_before_all_are_there(tmp_path):
+    write(tmp_path, 10, 2, SOURCE, Maker(), part=(0, 2))
+    assert encoded.first_shards(tmp_path, 2) == [shard_path(tmp_path, 0)]
+    with pytest.raises(ValueError, match=r"lacks 1 of its 2 shards \(number 1\)"):
+        encoded.first_shards(tmp_path, 3)
+    with pytest.raises(ValueError, match="11 clips wanted of .*, which is to hold 10"):
+        encoded.first_shards(tmp_path, 11)
+
+
 def test_a_folder_without_clips_says_how_to_make_them(tmp_path):
     with pytest.raises(ValueError, match="holds no clips: run bash scripts/train_teacher.sh"):
         load(tmp_path)
