@@ -31,6 +31,8 @@ from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import Learning, TrainConfig
 
 MOST_GUIDANCE = 100.0
+METHODS = ("teacher", "student", "student_ode")
+END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,13 @@ class TeacherRun:
     family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames,
     longer than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the
     process only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one
-    encodes them.
+    encodes them. start: a family whose teacher and text encoder the run begins with.
     """
 
     run: str = "train_teacher"
     name: str = "nano"
     family: str = "livetalk/assets/nano"
+    start: str = ""
     device: str = "auto"
     clips: int = 4096
     clip_latents: int = 25
@@ -234,7 +237,12 @@ class DmdRun:
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, its teacher at each of `scales`."""
+    """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, its generators side by side.
+
+    methods: some of METHODS, none for all that the family has; the teacher is measured at each of `scales`. voice2:
+    clips spoken by the world's second engine. timing: seconds for one clip, too. long_clips of long_seconds: what
+    long_methods drift. workers: processes that render.
+    """
 
     run: str = "evaluate"
     family: str = "livetalk/assets/nano"
@@ -244,11 +252,36 @@ class EvaluateRun:
     frames: int = 81
     batch: int = 32
     seed: int = 0
+    methods: tuple[str, ...] = ()
     steps: int = 50
     scales: tuple[float, ...] = (2.0,)
     negative_prompt: str = ""
+    prefix: int = 4
+    voice2: int = 0
+    timing: bool = False
+    long_seconds: int = 0
+    long_clips: int = 8
+    long_methods: tuple[str, ...] = ("student",)
+    workers: int = 8
     output: str = "outputs/evaluation"
+    geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
+    causal: CausalSampling = CausalSampling()
     world: WorldConfig = WorldConfig()
+
+    def __post_init__(self) -> None:
+        for name, chosen in (("methods", self.methods), ("long_methods", self.long_methods)):
+            for method in chosen:
+                if method not in METHODS:
+                    raise ValueError(f"{name}: {method!r} is not known: use some of {', '.join(METHODS)}")
+        if not self.scales:
+            raise ValueError("scales is empty: give at least one, for example scales=[2.0]")
+        if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
+            raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")
+        for name, least in (("clips", 2), ("batch", 1), ("steps", 1), ("long_clips", 1), ("voice2", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.voice2 == 1:
+            raise ValueError("voice2=1: give 0 or at least 2 clips")
 
 
 RUNS: dict[str, type] = {

@@ -27,7 +27,7 @@ from livetalk.models.text import TextConfig, TextEncoder, hub_tokenizer
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.parts import Part, audio_name, family_part, require_parts, text_name
 from livetalk.pipeline import LiveTalkPipeline, Progress, Sampler, no_progress
-from livetalk.rollout import gaussian, rollout
+from livetalk.rollout import Noise, gaussian, new_cache, rollout
 from OmniAvatar.sampling import Guidance, covered, sample_clip, windows
 
 SHIPPED = Path(__file__).parent / "assets"
@@ -50,6 +50,11 @@ class TeacherSampler:
         return covered(latents, self.geometry.clip_latents, self.settings.prefix)
 
     def __call__(self, conditions: Conditions, generator: torch.Generator, progress: Progress) -> Iterator[Tensor]:
+        noise = gaussian(generator, conditions.text.dtype, conditions.text.device)
+        return self.sample(conditions, noise, progress)
+
+    def sample(self, conditions: Conditions, noise: Noise, progress: Progress = no_progress) -> Iterator[Tensor]:
+        """Pieces of latents [B, 16, n, h, w] of any number of clips, from noise that the caller draws."""
         settings, window = self.settings, self.geometry.clip_latents
         total = settings.steps * len(windows(conditions.audio.shape[1], window, settings.prefix))
         done = 0
@@ -64,7 +69,7 @@ class TeacherSampler:
             self.dit,
             conditions,
             self.text.encode([settings.negative_prompt]).to(conditions.text),
-            gaussian(generator, conditions.text.dtype, conditions.text.device),
+            noise,
             (self.geometry.latent_height, self.geometry.latent_width),
             window=window,
             prefix=settings.prefix,
@@ -85,22 +90,18 @@ class CausalSampler:
         block = self.geometry.block
         return -(-latents // block) * block
 
-    def new_cache(self, dtype: torch.dtype, device: torch.device | str) -> KVCache:
-        return KVCache(
-            self.cache,
-            layers=self.dit.config.layers,
-            heads=self.dit.config.heads,
-            head_dim=self.dit.config.head_dim,
-            rows=self.geometry.rows,
-            columns=self.geometry.columns,
-            dtype=dtype,
-            device=device,
-        )
+    def new_cache(self, dtype: torch.dtype, device: torch.device | str, batch: int = 1) -> KVCache:
+        rows, columns = self.geometry.rows, self.geometry.columns
+        return new_cache(self.dit, self.cache, rows=rows, columns=columns, batch=batch, dtype=dtype, device=device)
 
     def __call__(self, conditions: Conditions, generator: torch.Generator, progress: Progress) -> Iterator[Tensor]:
+        noise = gaussian(generator, conditions.text.dtype, conditions.text.device)
+        return self.sample(conditions, noise, progress)
+
+    def sample(self, conditions: Conditions, noise: Noise, progress: Progress = no_progress) -> Iterator[Tensor]:
+        """Blocks of latents [B, 16, block, h, w] of any number of clips, from noise that the caller draws."""
         latents, like = conditions.audio.shape[1], conditions.text
-        noise = gaussian(generator, like.dtype, like.device)
-        cache = self.new_cache(like.dtype, like.device)
+        cache = self.new_cache(like.dtype, like.device, len(like))
         blocks, done = latents // self.geometry.block, 0
         progress("denoising", done, blocks)
         for block in rollout(self.dit, conditions, latents, self.settings.timesteps, cache, noise):

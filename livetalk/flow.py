@@ -40,6 +40,9 @@ def sigma_of(timestep: Tensor | float) -> Tensor:
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
     """Shapes levels [], [B] or [B, F] for broadcasting against latents [B, C, F, H, W], in float64."""
+    if sigma.ndim == 0 and sigma.device.type == "cpu":
+        # A level that the host knows is filled in: a copy from its memory would wait for the card.
+        return torch.full([1] * like.ndim, sigma.item(), dtype=torch.float64, device=like.device)
     sigma = sigma.to(device=like.device, dtype=torch.float64)
     if sigma.ndim == 2:
         return sigma[:, None, :, None, None]

@@ -10,7 +10,7 @@ from torch import Tensor
 from livetalk import flow
 from livetalk.conditions import Conditions
 from livetalk.models.dit import WanDiT
-from livetalk.models.kv_cache import KVCache
+from livetalk.models.kv_cache import CacheConfig, KVCache
 
 Noise = Callable[[tuple[int, ...]], Tensor]
 CLEAN = 0.0
@@ -19,6 +19,21 @@ CLEAN = 0.0
 def gaussian(generator: torch.Generator, dtype: torch.dtype, device: torch.device | str) -> Noise:
     """Standard normal tensors drawn one after another from `generator`, whose device decides the numbers."""
     return lambda shape: torch.randn(shape, generator=generator, device=generator.device).to(device, dtype)
+
+
+def new_cache(
+    dit: WanDiT,
+    config: CacheConfig,
+    *,
+    rows: int,
+    columns: int,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> KVCache:
+    """An empty cache for `batch` clips that `dit` generates together, of rows x columns tokens a latent frame."""
+    sizes = {"layers": dit.config.layers, "heads": dit.config.heads, "head_dim": dit.config.head_dim}
+    return KVCache(config, rows=rows, columns=columns, batch=batch, dtype=dtype, device=device, **sizes)
 
 
 def pin(latents: Tensor, conditions: Conditions) -> Tensor:

@@ -25,7 +25,15 @@ TRAINING = ("train_nano", "train_teacher", "evaluate")
 QUICK = {
     "train_nano": ["clips=4", "held_out=2", "world.supersample=1"],
     "train_teacher": ["clips=2", "shard=2", "world.supersample=1"],
-    "evaluate": ["clips=2", "batch=2", "frames=17", "scales=[2.0]", "world.supersample=1"],
+    "evaluate": [
+        "clips=2",
+        "batch=2",
+        "frames=17",
+        "scales=[2.0]",
+        "world.supersample=1",
+        "voice2=0",
+        "long_seconds=0",
+    ],
 }
 
 

@@ -1,103 +1,151 @@
 """`bash scripts/evaluate.sh`: the figures of a family of weights on a split of the synthetic world.
 
-Truth, the VAE's reconstruction and the teacher (at one guidance scale, or at several for choosing one on dev) are
-measured side by side by the family's frozen judges.
+Truth, the VAE's reconstruction, the teacher (at one guidance scale, or at several for choosing one on dev) and the
+causal students are measured side by side by the family's frozen judges, and a student is held against its aims.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from livetalk.cli import CONFIGS
+from livetalk.commands.evaluation_clips import VOICE2, EvaluationClip, has_voice, make_clips, require_voice
 from livetalk.commands.memory import bytes_of, table
+from livetalk.commands.train_dmd import train_dmd
 from livetalk.conditions import Conditions, group_audio
-from livetalk.config import EvaluateRun
-from livetalk.data.world.clip import World
+from livetalk.config import END_SECONDS, EvaluateRun, TeacherSampling, load
 from livetalk.data.world.prompts import measure
 from livetalk.devices import device_of, precision_of, settle_gpu
-from livetalk.evaluation.evaluate import EvaluationConfig, evaluate, reconstruction_table
+from livetalk.evaluation import verdicts
+from livetalk.evaluation.evaluate import EvaluationConfig, drift_rows, evaluate, reconstruction_table
 from livetalk.evaluation.judges import Judges, JudgesConfig, load_judges
-from livetalk.evaluation.report import main_table, write_report
-from livetalk.geometry import latents_of_frames
-from livetalk.parts import family_part, load_part, read_config, require_parts
+from livetalk.evaluation.metrics import plain
+from livetalk.evaluation.report import Report, main_table, verdict_table, write_report
+from livetalk.families import CausalSampler, TeacherSampler
+from livetalk.geometry import FPS, frames_of_latents, latents_of_frames
+from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.parts import Part, family_part, load_part, missing_parts, read_config, require_parts
+from livetalk.rollout import Noise
 from livetalk.training.autoencoder import to_unit
-from OmniAvatar.sampling import Guidance, sample
 
 log = logging.getLogger(__name__)
-PARTS = ("vae", "audio", "text", "teacher")
+PARTS = ("vae", "audio", "text")
+STUDENTS = {"student": "student", "student_ode": "ODE student"}
+"""Parts of a family that are causal students, and the names of their columns."""
+DRIFT_TRACKS = ("mouth_open", "speech")  # what drift_rows reads
+TIMED_SECONDS = 5
+SLOW_SECONDS = 10  # what takes longer is timed once
+TEACHER_TO_STUDENT = 15  # how many times as fast the student is to be, on a CPU
+AUDIO_FRAMES = 4096  # video frames whose sound is encoded at a time
+DEBUG = CONFIGS / "train_dmd_debug.yaml"
 
 KEYS = """
 family=FOLDER      the family to measure, by its own frozen judges
 split=NAME         dev, test or test-voice2; settings are chosen on dev, figures reported on test
-scales=[2.0]       guidance on text and sound, one column of figures each
-clips=N steps=N    how many clips, and sampling steps for each
+methods=[teacher,student]  columns: teacher, student, student_ode; without it all that the family has
+scales=[2.0]       guidance on text and sound, one column of the teacher each; the best by Frechet distance is compared
+clips=N steps=N    how many clips, and the teacher's sampling steps for each
+voice2=N           N clips more, spoken by the second engine, in a table of their own; left out if it is not installed
+timing=true        seconds to denoise and decode one clip of 5 s, on the device of the run
+long_seconds=180 long_clips=N  the end of long clips against their start, for long_methods=[student]
 Without --config: configs/evaluate.yaml where there is a GPU, else configs/evaluate_debug.yaml.
 """
 
-
-@dataclass(frozen=True)
-class EvaluationClip:
-    """A clip of the world with what its prompt asks for (evaluation/evaluate.py's Clip)."""
-
-    frames: np.ndarray
-    reference: np.ndarray
-    tracks: dict
-    prompt: str
-    pcm: np.ndarray
-    attributes: dict[str, str]
-    index: int
-
-
-def make_clips(world: World, split: str, count: int, frames: int) -> list[EvaluationClip]:
-    clips = []
-    for batch in world.stream(split, range(count), frames):
-        pictures = batch.frames.cpu().numpy()
-        for take, shown, tracks in zip(batch.takes, pictures, batch.tracks, strict=True):
-            wanted = asdict(take.attributes)
-            clips.append(EvaluationClip(shown, shown[0], tracks, take.prompt, take.pcm, wanted, take.index))
-    return clips
+Method = TeacherSampler | CausalSampler
 
 
 class Family:
-    """The parts of a family on one device, as callables for the evaluation."""
+    """The parts of a family on one device, in the precision of inference, as callables for the evaluation."""
 
-    def __init__(self, run: EvaluateRun, device: torch.device) -> None:
+    def __init__(self, run: EvaluateRun, device: torch.device, methods: Sequence[str]) -> None:
         self.run, self.device = run, device
         self.dtype = precision_of("auto", device)
         self.vae = load_part(run.family, "vae", device, self.dtype)
-        self.audio, self.text, self.teacher = (load_part(run.family, name, device) for name in PARTS[1:])
+        self.audio, self.text = (load_part(run.family, name, device) for name in PARTS[1:])
+        self._conditions: dict[tuple[tuple[EvaluationClip, ...], int], Conditions] = {}
+        self.teachers, self.students = {}, {}
+        if "teacher" in methods:
+            dit = self._generator("teacher")
+            self.teachers = {f"teacher, guidance {scale:g}": self._teacher(dit, scale) for scale in run.scales}
+        for name, column in STUDENTS.items():
+            if name in methods:
+                self.students[column] = CausalSampler(self._generator(name), run.geometry, run.causal)
+
+    def _generator(self, name: str) -> WanDiT:
+        folder = Path(self.run.family) / name
+        return Part(name, partial(WanDiT, read_config(folder, DiTConfig)), folder).load(self.device, self.dtype)
+
+    def _teacher(self, dit: WanDiT, scale: float) -> TeacherSampler:
+        run = self.run
+        settings = TeacherSampling(run.steps, scale, scale, run.negative_prompt, run.prefix)
+        return TeacherSampler(dit, self.text, run.geometry, settings)
+
+    def conditions(self, clips: Sequence[EvaluationClip], latents: int) -> Conditions:
+        """For `latents` latent frames, silence where the clips' sound has ended; encoded once for all methods."""
+        key = (tuple(clips), latents)
+        if key not in self._conditions:
+            self._conditions[key] = self._encoded(clips, latents)
+        return self._conditions[key]
 
     @torch.no_grad()
-    def conditions(self, clips: Sequence[EvaluationClip]) -> Conditions:
+    def _encoded(self, clips: Sequence[EvaluationClip], latents: int) -> Conditions:
         images = torch.from_numpy(np.stack([clip.reference for clip in clips])).to(self.device)[:, None]
-        pcm = torch.from_numpy(np.stack([clip.pcm for clip in clips])).to(self.device)
-        audio = self.audio.features(pcm, frames=clips[0].frames.shape[0])
+        pcm, frames = torch.from_numpy(np.stack([clip.pcm for clip in clips])), frames_of_latents(latents)
+        heard = [
+            self.audio.features(some.to(self.device), frames) for some in pcm.split(max(1, AUDIO_FRAMES // frames))
+        ]
         text = self.text.encode([clip.prompt for clip in clips])
-        return Conditions(text, self.vae.encode(self._video(images)).float(), group_audio(audio))
+        conditions = Conditions(text, self.vae.encode(self._video(images)), group_audio(torch.cat(heard)))
+        return conditions.map(lambda value: value.to(self.device, self.dtype))
 
-    def guided(self, scale: float) -> Callable[[Sequence[EvaluationClip]], Tensor]:
-        """The teacher at one guidance scale on text and audio; a clip's noise depends on the seed and its index."""
+    def noise(self, clips: Sequence[EvaluationClip]) -> Noise:
+        """A clip's noise depends on the seed and its index, not on what it is sampled with."""
+        seeds = [self.run.seed * 1_000_003 + clip.index for clip in clips]
+        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
 
-        def sampler(clips: Sequence[EvaluationClip]) -> Tensor:
-            conditions = self.conditions(clips)
-            latents = latents_of_frames(clips[0].frames.shape[0])
-            shape = (16, latents, *conditions.reference.shape[-2:])
-            noise = torch.stack([self._noise(clip.index, shape) for clip in clips]).to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                null = self.text.encode([self.run.negative_prompt])
-                made = sample(
-                    self.teacher, conditions, null, noise, steps=self.run.steps, guidance=Guidance(scale, scale)
-                )
-            return self.decode(made)
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            rows = [torch.randn(shape[1:], generator=each, device=self.device) for each in generators]
+            return torch.stack(rows).to(self.dtype)
 
-        return sampler
+        return draw
+
+    @torch.no_grad()
+    def latents(self, method: Method, clips: Sequence[EvaluationClip], frames: int) -> Iterator[Tensor]:
+        """Latents for `frames` frames of the clips, piece by piece."""
+        left = latents_of_frames(frames)
+        for piece in method.sample(self.conditions(clips, method.whole(left)), self.noise(clips)):
+            if left > 0:
+                yield piece[:, :, :left]
+            left -= piece.shape[2]
+
+    def sampler(self, method: Method) -> Callable[[Sequence[EvaluationClip]], Tensor]:
+        def sample(clips: Sequence[EvaluationClip]) -> Tensor:
+            frames = len(clips[0].frames)
+            return self.decode(torch.cat(list(self.latents(method, clips, frames)), dim=2))[:, :frames]
+
+        return sample
+
+    @torch.no_grad()
+    def ends(self, method: Method, clips: Sequence[EvaluationClip], frames: int, kept: int) -> Tensor:
+        """The first and the last `kept` of `frames` frames, uint8 [B, 2 * kept, H, W, 3]: nothing else is stored."""
+        state, parts, seen = self.vae.decoder_state(), [], 0
+        pieces = (piece.split(self.run.geometry.block, dim=2) for piece in self.latents(method, clips, frames))
+        for block in chain.from_iterable(pieces):
+            video = _pixels(self.vae.decode_step(block.to(self.dtype), state))[:, : frames - seen]
+            parts += [video[:, : max(0, kept - seen)], video[:, max(0, frames - kept - seen) :]]
+            seen += video.shape[1]
+        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def reconstruct(self, frames: Tensor) -> Tensor:
@@ -106,55 +154,208 @@ class Family:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        video = self.vae.decode(latents.to(self.dtype)).float()
-        return video.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+        return _pixels(self.vae.decode(latents.to(self.dtype)))
 
     def _video(self, frames: Tensor) -> Tensor:
         return to_unit(frames).to(self.dtype)
 
-    def _noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self.run.seed * 1_000_003 + index))
+
+def _pixels(video: Tensor) -> Tensor:
+    return video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
 def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     """Prints the tables and, last, the folder that holds them. Raises ValueError for what the user can mend."""
     device = device_of(run.device)
-    require_parts(run.family, (*PARTS, "judges"))
+    if (run.world.size, run.world.size) != (run.geometry.height, run.geometry.width):
+        raise ValueError(
+            f"world.size={run.world.size} and geometry.width={run.geometry.width}, geometry.height="
+            f"{run.geometry.height} differ: make them equal"
+        )
+    if not dry_run:
+        start_parts(run)
+    methods = present_methods(run)
     if dry_run:
-        print(memory(run, device))
+        print(memory(run, device, methods))
         return
     settle_gpu()
-    family = Family(run, device)
-    judges = load_judges(Path(run.family) / "judges", device)
-    workers = min(16, os.cpu_count() or 1) if run.clips > 64 else 0
-    with World(run.world, device=device, workers=workers) as world:
-        clips = make_clips(world, run.split, run.clips, run.frames)
-    log.info("%d clips of split %s rendered", len(clips), run.split)
-    config = EvaluationConfig(batch=run.batch)
-    rebuilt = reconstruction_table(family.reconstruct, clips, judges, config, device)
-    samplers = {"VAE": lambda some: family.reconstruct(torch.from_numpy(np.stack([clip.frames for clip in some])))}
-    samplers |= {f"teacher, guidance {scale:g}": family.guided(scale) for scale in run.scales}
+    require_voice(run.world, run.split)
+    bench = Bench(run, device, methods)
+    clips = make_clips(run.world, run.split, run.clips, run.frames, device, run.workers)
+    rebuilt = reconstruction_table(bench.family.reconstruct, clips, bench.judges, bench.config, device)
     title = f"{run.split}, {len(clips)} clips, {run.steps} steps"
-    report = evaluate(samplers, clips, judges, config, measure, lambda clip: clip.attributes, title)
-    folder = Path(run.output)
-    write_report(report, folder / "generation")
-    write_report(rebuilt, folder / "reconstruction")
-    print(main_table(rebuilt))
-    print(main_table(report))
-    print(folder)
+    report, baseline = bench.measured(clips, title, reconstruct=True)
+    if run.timing:
+        bench.timing_rows(report, clips[0], baseline)
+    if run.long_seconds:
+        bench.long_rows(report)
+    faster = TEACHER_TO_STUDENT if device.type == "cpu" else None
+    for name in bench.family.students:
+        report.verdicts += verdicts.judge(report, name, baseline, faster, END_SECONDS)
+    tables = {"reconstruction": rebuilt, "generation": report}
+    if run.voice2 and has_voice(run.world, VOICE2):
+        others = make_clips(run.world, VOICE2, run.voice2, run.frames, device, run.workers)
+        title = f"{VOICE2} ({run.world.second_engine}), {len(others)} clips, {run.steps} steps"
+        tables["voice2"], _ = bench.measured(others, title, teacher=baseline)
+    for name, one in tables.items():
+        write_report(one, Path(run.output) / name)
+        print(f"\n{one.title}\n{main_table(one)}")
+    if report.verdicts:
+        print(f"\n{verdict_table(report.verdicts)}")
+    print(run.output)
 
 
-def memory(run: EvaluateRun, device: torch.device) -> str:
+def start_parts(run: EvaluateRun) -> None:
+    """The debug run's family is made by the other debug runs, student and all, where nothing is there yet."""
+    settings = load(DEBUG, run="train_dmd")
+    if run.family == settings.family and missing_parts(run.family, (*PARTS, "teacher", "judges")):
+        train_dmd(replace(settings, device=run.device))
+
+
+def present_methods(run: EvaluateRun) -> list[str]:
+    """What to measure. Raises ValueError if it is asked for by name, or is the teacher, and missing."""
+    require_parts(run.family, (*PARTS, *(run.methods or ("teacher",)), "judges"))
+    if run.methods:
+        return list(run.methods)
+    if missing_parts(run.family, ["student"]):
+        log.info("%s has no student yet, so the teacher is measured alone", run.family)
+    return ["teacher", *(name for name in STUDENTS if not missing_parts(run.family, [name]))]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of a long clip, as drift_rows takes them."""
+
+    frames: np.ndarray
+    reference: np.ndarray
+    tracks: dict
+    prompt: str
+
+
+class Bench:
+    """A family with its judges, and the tables that are made of it."""
+
+    def __init__(self, run: EvaluateRun, device: torch.device, methods: Sequence[str]) -> None:
+        self.run, self.device = run, device
+        self.config = EvaluationConfig(batch=run.batch)
+        self.family = Family(run, device, methods)
+        self.judges = load_judges(Path(run.family) / "judges", device)
+
+    def measured(
+        self, clips: list[EvaluationClip], title: str, reconstruct: bool = False, teacher: str | None = None
+    ) -> tuple[Report, str | None]:
+        """Every method on the same clips, the students compared with the best teacher, which is named; or with
+        `teacher`, which then is the only one measured."""
+        family = self.family
+        samplers = {"VAE": lambda some: family.reconstruct(_frames(some))} if reconstruct else {}
+        teachers = {name: method for name, method in family.teachers.items() if teacher in (None, name)}
+        for name, method in {**teachers, **family.students}.items():
+            samplers[name] = family.sampler(method)
+        report = evaluate(samplers, clips, self.judges, self.config, measure, lambda clip: clip.attributes, title)
+        baseline = verdicts.best_by_frechet(report, list(teachers)) if teachers else None
+        for name in family.students if baseline else ():
+            verdicts.comparison_rows(report, name, baseline, self.config.bootstraps)
+        return report, baseline
+
+    def timing_rows(self, report: Report, clip: EvaluationClip, baseline: str | None) -> None:
+        """Seconds for a clip of TIMED_SECONDS by the best teacher and every student, batch 1, and for its decoding."""
+        family, spent = self.family, {}
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        note = f"{where}, {str(family.dtype).removeprefix('torch.')}, one clip at a time"
+        latents = latents_of_frames(TIMED_SECONDS * FPS)
+        measured = {name: method for name, method in family.teachers.items() if name == baseline} | family.students
+        for name, method in measured.items():
+            conditions = family.conditions([clip], method.whole(latents))
+            self._denoise(self._short(method), conditions, clip)
+            seconds = self._median(partial(self._denoise, method, conditions, clip))
+            spent[name] = seconds
+            report.add(name, f"denoising of {TIMED_SECONDS} s (s)", plain(seconds, 1), note)
+            if name != baseline and baseline is not None:
+                verdicts.time_row(report, name, baseline, seconds, spent[baseline], note)
+        block = conditions.reference.expand(-1, -1, self.run.geometry.block, -1, -1)
+        decode = partial(self._decode, block, -(-latents // self.run.geometry.block))
+        decode()
+        report.add("VAE", f"decoding of {TIMED_SECONDS} s (s)", plain(self._median(decode), 1), note)
+
+    def _short(self, method: Method) -> Method:
+        """The method with too few steps, for warming up."""
+        if isinstance(method, CausalSampler):
+            return method
+        return TeacherSampler(method.dit, method.text, method.geometry, replace(method.settings, steps=2))
+
+    @torch.inference_mode()
+    def _denoise(self, method: Method, conditions: Conditions, clip: EvaluationClip) -> None:
+        list(method.sample(conditions, self.family.noise([clip])))
+
+    @torch.inference_mode()
+    def _decode(self, block: Tensor, blocks: int) -> None:
+        state = self.family.vae.decoder_state()
+        for _ in range(blocks):
+            _pixels(self.family.vae.decode_step(block, state))
+
+    def _median(self, act: Callable[[], None]) -> float:
+        """Median seconds of three runs, or of the first one where that is slow."""
+        taken: list[float] = []
+        while len(taken) < 3 and (not taken or taken[0] < SLOW_SECONDS):
+            self._wait()
+            start = time.perf_counter()
+            act()
+            self._wait()
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def long_rows(self, report: Report) -> None:
+        """The last END_SECONDS of long clips against the first, for every long method that is measured at all."""
+        run, frames, kept = self.run, self.run.long_seconds * FPS, END_SECONDS * FPS
+        asked, students = run.long_methods, self.family.students
+        methods = self.family.teachers if "teacher" in asked else {}
+        methods |= {own: students[own] for part, own in STUDENTS.items() if part in asked and own in students}
+        if not methods:
+            log.info("no long clips: none of long_methods=[%s] is measured", ", ".join(run.long_methods))
+            return
+        clips = make_clips(run.world, run.split, run.long_clips, frames, self.device, run.workers, long=True)
+        tracks = [
+            {name: np.concatenate([clip.tracks[name][:kept], clip.tracks[name][-kept:]]) for name in DRIFT_TRACKS}
+            for clip in clips
+        ]
+        both = [Ends(c.frames, c.reference, track, c.prompt) for c, track in zip(clips, tracks, strict=True)]
+        groups = [clips[start : start + run.batch] for start in range(0, len(clips), run.batch)]
+        for name, method in methods.items():
+            videos = torch.cat([self.family.ends(method, group, frames, kept) for group in groups])
+            lag = int(report.value(name, "A/V lag (frames)"))
+            note = f"{len(clips)} clips of {run.long_seconds} s"
+            drift_rows(report, name, videos, both, self.judges, END_SECONDS, lag, note)
+            log.info("%s: %s done", name, note)
+
+
+def _frames(clips: Sequence[EvaluationClip]) -> Tensor:
+    return torch.from_numpy(np.stack([clip.frames for clip in clips]))
+
+
+def memory(run: EvaluateRun, device: torch.device, methods: Sequence[str]) -> str:
     """What an evaluation would take. The rows marked so are estimates from above of what is alive together."""
-    dtype, size = precision_of("auto", device), run.world.size
+    dtype, size, geometry = precision_of("auto", device), run.world.size, run.geometry
     with torch.device("meta"):
         modules = {name: family_part(run.family, name).build() for name in PARTS}
+        generators = {name: WanDiT(read_config(Path(run.family) / name, DiTConfig)) for name in methods}
         judges = Judges(read_config(Path(run.family) / "judges", JudgesConfig))
-    rows = {name: bytes_of(module.parameters(), dtype if name == "vae" else None) for name, module in modules.items()}
+        students = [CausalSampler(generators[name], geometry, run.causal) for name in methods if name in STUDENTS]
+        caches = [student.new_cache(dtype, "meta", run.batch) for student in students]
+    cast = {"vae", *generators}
+    modules |= generators
+    rows = {name: bytes_of(module.parameters(), dtype if name in cast else None) for name, module in modules.items()}
     rows["judges"] = bytes_of(judges.parameters())
-    tokens = run.batch * latents_of_frames(run.frames) * (size // 16) ** 2
-    config, pixels = modules["teacher"].config, run.frames * size**2
-    rows["clips, in main memory"] = run.clips * pixels * 3
-    rows["transformer pass (estimate)"] = tokens * (8 * config.dim + 2 * config.ffn_dim) * dtype.itemsize
+    if caches:
+        rows["key-value cache"] = max(bytes_of((cache.keys, cache.values)) for cache in caches)
+    tokens = run.batch * latents_of_frames(run.frames) * geometry.tokens_per_frame
+    widest, pixels = max((net.config for net in generators.values()), key=lambda one: one.dim), run.frames * size**2
+    rows["clips, in main memory"] = (run.clips + run.voice2) * pixels * 3
+    if run.long_seconds:
+        rows["ends of long clips"] = run.long_clips * 2 * END_SECONDS * FPS * size**2 * 3
+    rows["transformer pass (estimate)"] = tokens * (8 * widest.dim + 2 * widest.ffn_dim) * dtype.itemsize
     rows["decoder (estimate)"] = run.batch * pixels * 6 * modules["vae"].config.base_dim * dtype.itemsize
     return table(f"evaluate: {run.family} on {device}, {run.clips} clips of {run.frames} frames", rows)

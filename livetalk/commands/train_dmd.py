@@ -135,7 +135,7 @@ class Training(train_ode.Training):
         with torch.no_grad():
             null = text.encode([run.negative_prompt])
         for block in [*teacher.blocks, *critic.blocks] if run.train.compile else []:
-            block.compile()
+            block.compile(dynamic=False)
         geometry = run.geometry
         cache = CacheConfig(geometry.window, geometry.anchors, geometry.block, run.causal.positions)
         objective = DmdObjective(

@@ -26,12 +26,12 @@ from livetalk.conditions import Conditions
 from livetalk.config import InferenceRun, OdeRun, PairsRun, flat, load
 from livetalk.data import encoded, pairs
 from livetalk.devices import device_of, settle_gpu
+from livetalk.families import CausalSampler
 from livetalk.geometry import TIME_STRIDE
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
-from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.parts import Card, export_part, load_part, missing_parts, read_config, require_parts
-from livetalk.rollout import gaussian, rollout
+from livetalk.rollout import gaussian
 from livetalk.training import distributed
 from livetalk.training.ode import DEV_ERROR, OdeObjective, Verdict, seam_ratio, verdict
 from livetalk.training.trainer import Trainer
@@ -112,7 +112,7 @@ class Training:
         student.requires_grad_(True)
         if run.train.compile:
             for block in student.blocks:
-                block.compile()
+                block.compile(dynamic=False)
         self.trainer = Trainer(objective("train", student), run.train, folder, device)
 
     def judged(self) -> dict[str, float]:
@@ -148,22 +148,11 @@ class Training:
     @torch.no_grad()
     def sampled(self) -> tuple[Tensor, Tensor]:
         """Latents [shown, 16, F, h, w] as inference makes them, and the teacher's for the same conditions."""
-        run, found, config = self.run, self.held_out.pairs, self.probe.config
+        run, found = self.run, self.held_out.pairs
         chosen = torch.arange(min(run.shown, len(found)), device=self.device)
-        geometry, frames = run.geometry, found.states.shape[2]
-        cache = KVCache(
-            CacheConfig(geometry.window, geometry.anchors, geometry.block, run.causal.positions),
-            layers=config.layers,
-            heads=config.heads,
-            head_dim=config.head_dim,
-            rows=geometry.rows,
-            columns=geometry.columns,
-            batch=len(chosen),
-            device=self.device,
-        )
         conditions = found.conditions(chosen, self.held_out.text[chosen])
         noise = gaussian(torch.Generator().manual_seed(0), torch.float32, self.device)
-        blocks = list(rollout(self.probe, conditions, frames, run.causal.timesteps, cache, noise))
+        blocks = list(CausalSampler(self.probe, run.geometry, run.causal).sample(conditions, noise))
         truth = rearrange(found.states[chosen, -1], "b f c h w -> b c f h w").float()
         return torch.cat(blocks, dim=2), truth
 

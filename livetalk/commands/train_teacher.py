@@ -42,6 +42,7 @@ KEYS = """
 name=NAME              clips and checkpoints go to runs/NAME; the same name continues where a run stopped
 family=FOLDER          the family whose VAE and audio encoder encode the clips, and which the teacher joins
 train.steps=N          length of the schedule
+start=FOLDER           a family whose teacher and text encoder to begin with, instead of random weights
 world.face_model=FILE  a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
 Without --config: configs/train_teacher.yaml where there is a GPU, else configs/train_teacher_debug.yaml.
 """
@@ -118,7 +119,8 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
     own = (distributed.rank(), distributed.ranks())
     if own[0] == 0:
         print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
-        frozen_parts(run)
+        if run.parts == 1:  # rendering alone needs none
+            frozen_parts(run)
     distributed.wait()
     if not prepare_clips(run, folder.parent, device, own):
         return
@@ -154,6 +156,9 @@ def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
     dit = WanDiT(run.dit)
     initialise(dit, torch.Generator().manual_seed(run.train.seed))
     dit.to(device)
+    if run.start:
+        dit.load_state_dict(load_part(run.start, "teacher").state_dict())
+        text.load_state_dict(load_part(run.start, "text").state_dict())
     prompts = prompt_tokens(text, clips.prompts, device)
     if run.train.compile:
         for block in dit.blocks:

@@ -257,6 +257,8 @@ def evaluate(
             motion_rows(report, name, footage, asked, measure)
         frechet_rows(report, name, footage, truth, config.bootstraps)
         liveliness_rows(report, name, footage, truth)
+        report.features[name, "frames"] = footage.frame_features
+        report.features[name, "videos"] = footage.video_features
         for figure, values in footage.images.items():
             keep(report, name, figure, values)
         if len(footage.sheet):
@@ -322,10 +324,12 @@ def drift_rows(
     judges: Judges,
     seconds: float = 10.0,
     lag: int = 0,
+    note: str = "",
 ) -> None:
     """The last seconds of long videos uint8 [B, T, H, W, 3] against their first: 1 (colour: 0) means no drift.
 
-    `clips` hold the truth's tracks [T] and the reference image; `lag` is the one lag of the split.
+    `clips` hold the truth's tracks [T] and the reference image; `lag` is the one lag of the split. What lies between
+    the two ends is not looked at, so that videos and tracks may consist of them alone.
     """
     count = round(seconds * FPS)
     if frames.shape[1] < 2 * count:
@@ -347,6 +351,13 @@ def drift_rows(
         )
     first, last = figures
     for name in ("A/V correlation", "identity", "sharpness"):
-        report.add(method, f"{name}, last {seconds:.0f} s / first", metrics.mean_ratio(last[name], first[name]))
-    change = np.abs(last["colour"] - first["colour"]).mean(1)
-    report.add(method, f"colour, last {seconds:.0f} s - first (0..1)", mean_interval(change))
+        report.add(method, drift_name(name, seconds), metrics.mean_ratio(last[name], first[name]), note)
+    change = np.abs(last["colour"] - first["colour"])
+    report.add(method, f"colour, last {seconds:.0f} s - first (0..1)", mean_interval(change.mean(1)), note)
+    share = (change / np.maximum(first["colour"], 1 / 255)).mean(1)
+    report.add(method, drift_name("colour change", seconds), mean_interval(share), note)
+
+
+def drift_name(figure: str, seconds: float) -> str:
+    """The measure of drift_rows under which a figure of the end stands over that of the start."""
+    return f"{figure}, last {seconds:.0f} s / first"

@@ -235,7 +235,11 @@ def agreement(found: list[dict], wanted: list[dict]) -> np.ndarray:
 # --- feature clouds -----------------------------------------------------------------------------------------------
 
 
-def moments(features: np.ndarray, shrinkage: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+Moments = tuple[np.ndarray, np.ndarray]
+"""Mean [D] and covariance [D, D] in float64."""
+
+
+def moments(features: np.ndarray, shrinkage: float = 0.0) -> Moments:
     """Mean [D] and covariance [D, D] in float64 of features [N, D]; `shrinkage` mixes in that much of the diagonal."""
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) < 2:
@@ -244,19 +248,40 @@ def moments(features: np.ndarray, shrinkage: float = 0.0) -> tuple[np.ndarray, n
     return features.mean(0), (1 - shrinkage) * covariance + shrinkage * np.diag(np.diag(covariance))
 
 
+def moments_of_clips(features: np.ndarray, shrinkage: float = 0.0) -> Callable[[np.ndarray], Moments]:
+    """`moments` of the features [N, D] or [N, n, D] of any choice of clips, by index and repeats counted.
+
+    Sums are taken once a clip, so that hundreds of choices cost no more than a few.
+    """
+    if features.ndim not in (2, 3) or len(features) < 2:
+        raise ValueError(f"a covariance needs features [N >= 2, D] or [N >= 2, n, D], got {features.shape}")
+    clips = features.astype(np.float64).reshape(len(features), -1, features.shape[-1])
+    centre = clips.mean((0, 1))
+    clips = clips - centre
+    sums, squares = clips.sum(1), np.matmul(clips.transpose(0, 2, 1), clips)
+
+    def choose(index: np.ndarray) -> Moments:
+        weight, count = np.bincount(index, minlength=len(clips)).astype(np.float64), len(index) * clips.shape[1]
+        mean = weight @ sums / count
+        covariance = (np.tensordot(weight, squares, 1) - count * np.outer(mean, mean)) / (count - 1)
+        return mean + centre, (1 - shrinkage) * covariance + shrinkage * np.diag(np.diag(covariance))
+
+    return choose
+
+
 def square_root(matrix: np.ndarray) -> np.ndarray:
     """Symmetric square root of a positive semi-definite matrix; eigenvalues that rounding made negative become 0."""
     values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
-def frechet(first: np.ndarray, second: np.ndarray, shrinkage: float = 0.0, eps: float = 1e-9) -> float:
-    """Squared Frechet distance of the Gaussians fitted to features [N, D] and [M, D] (Dowson and Landau 1982).
+def frechet_of_moments(first: Moments, second: Moments, eps: float = 1e-9) -> float:
+    """Squared Frechet distance of two Gaussians (Dowson and Landau 1982).
 
     The trace of (S1 S2)^(1/2) is taken from the symmetric S1^(1/2) S2 S1^(1/2), which stays real when a covariance
     is singular; `eps` times the mean variance is added to both diagonals.
     """
-    (mean_a, cov_a), (mean_b, cov_b) = moments(first, shrinkage), moments(second, shrinkage)
+    (mean_a, cov_a), (mean_b, cov_b) = first, second
     if cov_a.shape != cov_b.shape:
         raise ValueError(f"features differ in width: {cov_a.shape[0]} and {cov_b.shape[0]}")
     ridge = eps * 0.5 * (np.trace(cov_a) + np.trace(cov_b)) / len(cov_a) * np.eye(len(cov_a))
@@ -267,17 +292,42 @@ def frechet(first: np.ndarray, second: np.ndarray, shrinkage: float = 0.0, eps: 
     return float(max(np.sum((mean_a - mean_b) ** 2) + trace, 0.0))
 
 
+def frechet(first: np.ndarray, second: np.ndarray, shrinkage: float = 0.0, eps: float = 1e-9) -> float:
+    """Squared Frechet distance of the Gaussians fitted to features [N, D] and [M, D]."""
+    return frechet_of_moments(moments(first, shrinkage), moments(second, shrinkage), eps)
+
+
 def frechet_of_clips(first: np.ndarray, second: np.ndarray, draws: int = 100, shrinkage: float = 0.02) -> Estimate:
     """Frechet distance of features [N, D] or [N, n, D] (n frames of a clip), bootstrapped over the clips of `first`.
 
     Repeating clips biases the bootstrap upwards, so that only its width is used, around the plain value.
     """
-    flat = rearrange(second, "... d -> (...) d")
+    truth, draw = moments_of_clips(second, shrinkage), moments_of_clips(first, shrinkage)
+    fixed = truth(np.arange(len(second)))
+    raw = bootstrap_interval(lambda index: frechet_of_moments(draw(index), fixed), len(first), draws)
+    return around(raw)
 
-    def distance(index: np.ndarray) -> float:
-        return frechet(rearrange(first[index], "... d -> (...) d"), flat, shrinkage)
 
-    raw = bootstrap_interval(distance, len(first), draws)
+def frechet_ratio(
+    first: np.ndarray, second: np.ndarray, truth: np.ndarray, draws: int = 100, shrinkage: float = 0.02
+) -> Estimate:
+    """Frechet distance of `first` from `truth` over that of `second`, all [N, D] or [N, n, D] of the same N clips.
+
+    Both are drawn with the same clips in the bootstrap; as in frechet_of_clips only its width is used.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"a ratio needs the same clips, got features {first.shape} and {second.shape}")
+    draw, other = (moments_of_clips(features, shrinkage) for features in (first, second))
+    fixed = moments_of_clips(truth, shrinkage)(np.arange(len(truth)))
+
+    def ratio(index: np.ndarray) -> float:
+        return frechet_of_moments(draw(index), fixed) / max(frechet_of_moments(other(index), fixed), 1e-12)
+
+    return around(bootstrap_interval(ratio, len(first), draws))
+
+
+def around(raw: Estimate) -> Estimate:
+    """The width of a bootstrap interval laid around its value, for figures that repeated clips bias."""
     half = 0.5 * (raw.high - raw.low)
     return Estimate(raw.value, max(raw.value - half, 0.0), raw.value + half, raw.count)
 

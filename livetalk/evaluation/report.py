@@ -22,12 +22,24 @@ class Row:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a figure of a method reaches an aim: outcome "met", "not met" or "cannot be told"."""
+
+    method: str
+    measure: str
+    aim: str
+    estimate: Estimate
+    outcome: str
+
+
 @dataclass
 class Report:
     """Rows in the order they were measured, and what plots and comparisons need besides.
 
     per_clip[(method, measure)] holds values [N] of the same N clips for every method; by_lag[method] the mean A/V
-    correlation at every lag; sheets[method] a few clips uint8 [n, T, H, W, 3].
+    correlation at every lag; sheets[method] a few clips uint8 [n, T, H, W, 3]; features[(method, "frames" or
+    "videos")] those of the Frechet distances [N, n, D] or [N, D]. verdicts: on aims, see verdicts.py.
     """
 
     title: str
@@ -36,6 +48,8 @@ class Report:
     per_clip: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     by_lag: dict[str, dict[int, float]] = field(default_factory=dict)
     sheets: dict[str, np.ndarray] = field(default_factory=dict)
+    features: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
 
     def add(self, method: str, measure: str, estimate: Estimate, note: str = "") -> None:
         self.rows.append(Row(method, measure, estimate, note))
@@ -75,6 +89,13 @@ def main_table(report: Report, methods: list[str] | None = None, measures: list[
     return "\n".join(lines)
 
 
+def verdict_table(verdicts: list[Verdict]) -> str:
+    """Markdown table of aims, the figures held against them, and the outcomes."""
+    lines = ["| aim of | measure | aim | found | outcome |", "|---|---|---|---|---|"]
+    lines += [f"| {v.method} | {v.measure} | {v.aim} | {v.estimate} | {v.outcome} |" for v in verdicts]
+    return "\n".join(lines)
+
+
 def errors_table(errors: dict[str, float]) -> str:
     """Markdown of a flat table of judges' errors, {"track/measure": value}."""
     lines = ["| judge | measure | value |", "|---|---|---|"]
@@ -88,6 +109,7 @@ def to_markdown(report: Report) -> str:
     """Title, number of clips, main table, notes."""
     notes = unique([f"- {row.method}, {row.measure}: {row.note}" for row in report.rows if row.note])
     text = f"# {report.title}\n\n{report.clips} clips; brackets are 95% intervals.\n\n{main_table(report)}\n"
+    text += "\n" + verdict_table(report.verdicts) + "\n" if report.verdicts else ""
     return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
 
 
@@ -96,22 +118,24 @@ def finite(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def figures(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate for JSON."""
+    named = {name: finite(getattr(estimate, name)) for name in ("value", "low", "high")}
+    return {**named, "count": estimate.count}
+
+
 def to_json(report: Report) -> str:
-    """Every row, and the correlation by lag, as JSON text."""
+    """Every row, the verdicts, and the correlation by lag, as JSON text."""
     rows = [
-        {
-            "method": row.method,
-            "measure": row.measure,
-            "value": finite(row.estimate.value),
-            "low": finite(row.estimate.low),
-            "high": finite(row.estimate.high),
-            "count": row.estimate.count,
-            "note": row.note,
-        }
-        for row in report.rows
+        {"method": row.method, "measure": row.measure, **figures(row.estimate), "note": row.note} for row in report.rows
+    ]
+    verdicts = [
+        {"method": v.method, "measure": v.measure, "aim": v.aim, **figures(v.estimate), "outcome": v.outcome}
+        for v in report.verdicts
     ]
     by_lag = {name: {str(lag): finite(value) for lag, value in curve.items()} for name, curve in report.by_lag.items()}
-    return json.dumps({"title": report.title, "clips": report.clips, "rows": rows, "by_lag": by_lag}, indent=1) + "\n"
+    content = {"title": report.title, "clips": report.clips, "rows": rows, "verdicts": verdicts, "by_lag": by_lag}
+    return json.dumps(content, indent=1) + "\n"
 
 
 def grid(clips: np.ndarray, columns: int) -> np.ndarray:

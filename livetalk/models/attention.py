@@ -79,7 +79,7 @@ class BlockCausal:
     def open(self, grid: Grid, head_dim: int, device: torch.device) -> View:
         table = _table(grid, head_dim, device)
         if self.masked or self.window is not None:
-            frames = self._visible(grid.frames).to(device)
+            frames = self._visible(grid.frames, device)
             per = grid.tokens_per_frame
             mask = frames.repeat_interleave(per, 0).repeat_interleave(per, 1)
             return lambda layer, q, k, v: attention(rotate(q, table), rotate(k, table), v, mask)
@@ -95,9 +95,9 @@ class BlockCausal:
 
         return view
 
-    def _visible(self, frames: int) -> Tensor:
+    def _visible(self, frames: int, device: torch.device) -> Tensor:
         """[frames, frames] boolean: may the row's frame see the column's."""
-        index = torch.arange(frames)
+        index = torch.arange(frames, device=device)
         end = (index // self.block + 1) * self.block
         seen = index[None] < end[:, None]
         if self.window is None:

@@ -279,7 +279,10 @@ class WanDiT(nn.Module):
         return F.linear(patches, weight, self.patch_embedding.bias if bias else None)
 
     def _time(self, t: Tensor | float, batch: int, like: Tensor) -> TimeEmbedding:
-        t = torch.as_tensor(t, dtype=torch.float64, device=like.device)
+        if isinstance(t, float):
+            # Filled in on the device: a copy from the host's memory would wait for it.
+            t = torch.full((), t, dtype=torch.float64, device=like.device)
+        t = t.to(like.device, torch.float64)
         t = t.expand(batch, 1) if t.ndim == 0 else t.reshape(batch, -1)
         weight = self.time_embedding[0].weight
         e = self.time_embedding(timestep_features(t, self.config.freq_dim).to(weight.dtype))

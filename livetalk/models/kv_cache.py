@@ -151,12 +151,13 @@ class KVCache:
     def _view(self, own: Tensor, slots: Tensor | None) -> View:
         """own: rotations of the current block; slots: of every slot in use, or None when keys are kept rotated."""
         current = self._slots(self._starts[-1], self.seen)
+        past = self._past(self._starts[-1], self.seen) if torch.is_grad_enabled() else None
         used = min(self.seen, self.config.window) * self.tokens
 
         def view(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, turned = rotate(q, own), rotate(k, own)
             if torch.is_grad_enabled() and k.requires_grad:
-                return self._graded(layer, q, turned, v, current, used, slots)
+                return self._graded(layer, q, turned, v, past, slots)
             self.keys[layer].index_copy_(1, current, (turned if slots is None else k).to(self.keys.dtype))
             self.values[layer].index_copy_(1, current, v.to(self.values.dtype))
             keys, values = self.keys[layer, :, :used], self.values[layer, :, :used]
@@ -164,11 +165,8 @@ class KVCache:
 
         return view
 
-    def _graded(self, layer, q, turned, v, current, used, slots) -> Tensor:
+    def _graded(self, layer, q, turned, v, past, slots) -> Tensor:
         """The pass that carries gradient: the past is copied, so nothing autograd keeps is overwritten later."""
-        other = torch.ones(used, dtype=torch.bool, device=q.device)
-        other[current] = False
-        past = other.nonzero().squeeze(1)
         keys = self.keys[layer].index_select(1, past)
         if slots is not None:
             keys = rotate(keys, slots[past])
@@ -177,6 +175,15 @@ class KVCache:
 
     def _slots(self, start: int, stop: int) -> Tensor:
         """Token indices of the slots of latent frames start .. stop-1."""
-        slots = torch.tensor([self.config.slot(frame) for frame in range(start, stop)])
-        index = slots[:, None] * self.tokens + torch.arange(self.tokens)
-        return index.flatten().to(self.device)
+        return self._tokens_of([self.config.slot(frame) for frame in range(start, stop)])
+
+    def _past(self, start: int, stop: int) -> Tensor:
+        """Token indices of the slots in use that do not hold latent frames start .. stop-1."""
+        current = {self.config.slot(frame) for frame in range(start, stop)}
+        return self._tokens_of([slot for slot in range(min(stop, self.config.window)) if slot not in current])
+
+    def _tokens_of(self, slots: list[int]) -> Tensor:
+        """Token indices of slots, made on the device: a copy from the host's memory would wait for it."""
+        tokens, device = self.tokens, self.device
+        parts = [torch.arange(slot * tokens, (slot + 1) * tokens, device=device) for slot in slots]
+        return torch.cat([torch.arange(0, device=device), *parts])

@@ -7,7 +7,7 @@ the student's gradient (DMD, arXiv:2311.18828; DMD2, arXiv:2405.14867). B batch,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -139,7 +139,9 @@ class DmdObjective:
         self.timesteps, self.config, self.seed = timesteps, config, seed
         whole = replace(cache, window=self.latents, anchors=0)
         self.cache_config = cache if config.windowed else whole
-        self.cache: KVCache | None = None
+        self.starts = range(0, self.latents - self.window + 1, cache.block)
+        # One a batch size, for ever: captured steps go on writing to the memory that they were captured with.
+        self.caches: dict[int, KVCache] = {}
 
     def modules(self) -> dict[str, nn.Module]:
         return {STUDENT: self.student, CRITIC: self.critic}
@@ -149,15 +151,20 @@ class DmdObjective:
         generates = step >= self.config.critic_first and (step + 1) % self.config.every == 0
         return (STUDENT, CRITIC) if generates else (CRITIC,)
 
+    def shared(self, step: int) -> Iteration:
+        return draw_iteration(self.seed, step, len(self.timesteps), self.starts)
+
+    def kind(self, step: int) -> Hashable:
+        """All that the host decides about a step: who learns, where blocks leave, which window is scored."""
+        return self.turns(step), self.shared(step)
+
     def loss(self, step: int, batch: int, generator: torch.Generator, player: str) -> tuple[Tensor, dict[str, Tensor]]:
         """The player's own loss, on a batch and a rollout of its own."""
         device = self.pairs.states.device
         chosen = torch.randint(len(self.pairs), (batch,), generator=generator, device=device)
         conditions = longer(self.pairs.conditions(chosen, self.text[chosen]), self.latents)
-        starts = range(0, self.latents - self.window + 1, self.cache_config.block)
-        shared = draw_iteration(self.seed, step, len(self.timesteps), starts)
         with torch.set_grad_enabled(player == STUDENT):
-            scored = self.generate(conditions, shared, generator)
+            scored = self.generate(conditions, self.shared(step), generator)
         return self.student_loss(scored, generator) if player == STUDENT else self.critic_loss(scored, generator)
 
     def generate(self, conditions: Conditions, shared: Iteration, generator: torch.Generator) -> Scored:
@@ -218,11 +225,11 @@ class DmdObjective:
         return t, torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
 
     def _cache_for(self, conditions: Conditions) -> KVCache:
-        """One cache for all rollouts of a batch size: the graded passes keep copies, so it may be used again."""
+        """The cache of all rollouts of a batch size: the graded passes keep copies, so it may be used again."""
         reference, config = conditions.reference, self.student.config
         batch, _, _, height, width = reference.shape
-        if self.cache is None or self.cache.keys.shape[1] != batch:
-            self.cache = KVCache(
+        if batch not in self.caches:
+            self.caches[batch] = KVCache(
                 self.cache_config,
                 layers=config.layers,
                 heads=config.heads,
@@ -233,7 +240,7 @@ class DmdObjective:
                 dtype=reference.dtype,
                 device=reference.device,
             )
-        return self.cache
+        return self.caches[batch]
 
 
 def _from(blocks: Iterator[Tensor], first: int) -> Iterator[Tensor]:

@@ -12,17 +12,19 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-WARM_UP = 3
-"""Steps of a kind that run as usual before the capture, so that compilers and libraries have settled."""
-
 Step = Callable[[torch.Generator], dict[str, Tensor]]
 
 
 class GraphedStep:
     """Runs `step(generator)`, eagerly at first, then as a captured graph; both draw the same numbers from a seed.
 
-    step: gradients, clipping and optimiser of one update, with the learning rate in a tensor and all randomness from
-    the generator. What it returns is overwritten by the next call of the same kind.
+    step: gradients, clipping and optimisers of one update, with the learning rate in a tensor and all randomness from
+    the generator. It enters and leaves autocast itself, so that no weight that was cast inside a capture is met
+    outside. What it returns is overwritten by the next call of any kind.
+
+    The first step of a kind runs eagerly: on its shapes compilers compile, cuDNN measures, libraries take their
+    workspace, and the optimiser of whoever learns for the first time makes its state, which must outlive the graph's
+    own memory. The second is captured.
     """
 
     def __init__(self, step: Step, device: torch.device) -> None:
@@ -30,7 +32,7 @@ class GraphedStep:
         self.stream = torch.cuda.Stream(device)
         self.generator = torch.Generator(device)
         self.pool = torch.cuda.graph_pool_handle()
-        self.seen: dict[Hashable, int] = {}
+        self.seen: set[Hashable] = set()
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
 
     def __call__(self, kind: Hashable, seed: int) -> dict[str, Tensor]:
@@ -42,9 +44,17 @@ class GraphedStep:
         current.wait_stream(self.stream)
         return out
 
+    def forget(self) -> None:
+        """To be called where the step's tensors have been replaced: it is captured anew."""
+        torch.cuda.synchronize()
+        self.seen.clear()
+        self.graphs.clear()
+        # Gradients may still hold memory of the old pool, which no new graph may share then.
+        self.pool = torch.cuda.graph_pool_handle()
+
     def _run(self, kind: Hashable) -> dict[str, Tensor]:
-        self.seen[kind] = self.seen.get(kind, 0) + 1
-        if self.seen[kind] <= WARM_UP:
+        if kind not in self.seen:
+            self.seen.add(kind)
             return self.step(self.generator)
         if kind not in self.graphs:
             self.graphs[kind] = self._capture()

@@ -110,6 +110,9 @@ class Game(Protocol):
     def loss(self, step: int, batch: int, generator: torch.Generator, player: str) -> tuple[Tensor, dict[str, Tensor]]:
         """As an Objective's, for one player; it gives no gradient to the others."""
 
+    def kind(self, step: int) -> Hashable:
+        """As an Objective's; the turns are part of it."""
+
 
 class Player:
     """Modules that learn together: their optimiser and their average."""
@@ -136,7 +139,7 @@ class Player:
         """One update from gradients that were set to none; returns their norm before clipping."""
         loss.backward()
         distributed.average_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimiser.step()
         return norm
 
@@ -145,9 +148,10 @@ class Player:
         self.optimiser.load_state_dict(optimiser)
         if self.ema:
             self.ema.weights = ema or EMA(self.modules, self.config.ema).weights
-        if self.captured:
-            for group in self.optimiser.param_groups:
-                group["lr"] = torch.tensor(self.config.lr, device=device)
+        for group in self.optimiser.param_groups:
+            # How the saved run went is no matter: an eager one may go on captured, and the other way round.
+            group["capturable"] = self.captured
+            group["lr"] = torch.tensor(self.config.lr, device=device) if self.captured else self.config.lr
 
 
 class Trainer:
@@ -168,8 +172,8 @@ class Trainer:
         self.device = torch.device(device)
         self.modules = nn.ModuleDict(objective.modules()).to(self.device)
         self.graphed = GraphedStep(self._learn, self.device) if config.graph and self.on_gpu else None
-        if self.graphed and (distributed.ranks() > 1 or players):
-            raise ValueError("graph=true is for one process and one optimiser: train with graph=false")
+        if self.graphed and distributed.ranks() > 1:
+            raise ValueError("graph=true is for one process: train with graph=false")
         assert not players or set(players) == set(self.modules)
         captured = self.graphed is not None
         self.players = {
@@ -199,6 +203,8 @@ class Trainer:
         for name, player in self.players.items():
             averaged = {key: value for key, value in state.ema.items() if key.startswith(name and f"{name}.")}
             player.restore(state.optimiser[name] if name else state.optimiser, averaged, self.device)
+        if self.graphed:
+            self.graphed.forget()
         self.step = state.step
         if self.config.seconds and self.step >= PROBE[1]:
             self.config = replace(self.config, steps=state.settings["steps"])

@@ -331,6 +331,24 @@ def test_the_critic_learns_at_every_step_and_the_student_at_every_fifth():
     assert all(turn[-1] == CRITIC for turn in turns)
 
 
+def test_the_kind_of_a_step_says_all_that_the_host_decides():
+    told = objective(latents=12, critic_first=4, every=2)
+    kinds = [told.kind(step) for step in range(400)]
+    wanted = {
+        (turns, exit, start) for turns in ((STUDENT, CRITIC), (CRITIC,)) for exit in range(4) for start in (0, 3, 6)
+    }
+    assert {(turns, shared.exit, shared.start) for turns, shared in kinds} == wanted
+    assert all(kinds[step] == (told.turns(step), told.shared(step)) for step in range(400))
+
+
+def test_each_batch_size_has_its_own_keys_and_values_for_ever():
+    told, used = objective(), []
+    for batch in (2, 3, 2):
+        told.loss(0, batch, torch.Generator().manual_seed(0), CRITIC)
+        used.append(told.caches[batch].keys.data_ptr())
+    assert used[0] == used[2] != used[1]
+
+
 def test_twenty_steps_equal_ten_and_ten_bit_for_bit(tmp_path):
     whole, half = trainer(tmp_path / "whole"), trainer(tmp_path / "parts", until=10)
     whole.fit()
