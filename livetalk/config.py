@@ -26,6 +26,7 @@ from livetalk.models.vae import VAEConfig
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
 from livetalk.training.dmd import DmdConfig
+from livetalk.training.health import HealthConfig
 from livetalk.training.ode import OdeConfig
 from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import Learning, TrainConfig
@@ -130,7 +131,8 @@ class TeacherRun:
     family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames,
     longer than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the
     process only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one
-    encodes them. start: a family whose teacher and text encoder the run begins with.
+    encodes them. start: a family whose teacher and text encoder the run begins with. tracking: figures to Weights &
+    Biases, too (off, offline, online), as one of the runs of `project`.
     """
 
     run: str = "train_teacher"
@@ -150,6 +152,8 @@ class TeacherRun:
     text: TextConfig = TextConfig.nano()
     flow: FlowMatchingConfig = FlowMatchingConfig()
     train: TrainConfig = TrainConfig()
+    tracking: str = "off"
+    project: str = "livetalk"
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,9 @@ class OdeRun:
 
     pairs: folder with train/ and dev/, by default runs/NAME/pairs; pairs_config: with which missing pairs are made
     first, a file of configs/ or a path, "" for not at all. chunk: pairs a pass when the student is judged, and `shown`:
-    clips it is sampled for then, as `causal` and the cache of `geometry` say.
+    clips it is sampled for then, as `causal` and the cache of `geometry` say. The best checkpoint, which is exported,
+    is the one of lowest dev error. health: when the run warns and stops. tracking: figures, pictures and videos to
+    Weights & Biases, too (off, offline, online), as one of the runs of `project`.
     """
 
     run: str = "train_ode"
@@ -202,11 +208,14 @@ class OdeRun:
     pairs: str = ""
     pairs_config: str = ""
     chunk: int = 64
-    shown: int = 8
+    shown: int = 32
     geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
     causal: CausalSampling = CausalSampling()
     ode: OdeConfig = OdeConfig()
     train: TrainConfig = TrainConfig()
+    health: HealthConfig = HealthConfig()
+    tracking: str = "off"
+    project: str = "livetalk"
 
 
 @dataclass(frozen=True)
@@ -216,7 +225,12 @@ class DmdRun:
     It starts from the ODE student, which is kept as part `student_ode`; teacher and critic start from the teacher.
     pairs, pairs_config: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing ODE
     student is trained first, "" for not at all. shown: clips the student is sampled for at every checkpoint. train:
-    also how the student learns; critic: how the critic does.
+    also how the student learns; critic: how the critic does. tracking, project: as in OdeRun.
+
+    The best checkpoint, which is exported, is the one of highest A/V correlation, as the family's judges see it on
+    held-out pairs, among those whose motion, contrast, sharpness and identity stay as near to the teacher's as `health`
+    says; ties to the later. Pairs without truth: of the mouth most like the teacher's. Without judges: the latest of
+    those; if there is none, the latest.
     """
 
     run: str = "train_dmd"
@@ -226,13 +240,16 @@ class DmdRun:
     pairs: str = ""
     pairs_config: str = ""
     ode_config: str = ""
-    shown: int = 8
+    shown: int = 32
     negative_prompt: str = ""
     geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
     causal: CausalSampling = CausalSampling()
     dmd: DmdConfig = DmdConfig()
     train: TrainConfig = TrainConfig()
     critic: Learning = Learning()
+    health: HealthConfig = HealthConfig()
+    tracking: str = "off"
+    project: str = "livetalk"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "text": (TextEncoder, TextConfig),
     "teacher": (WanDiT, DiTConfig),
     "student": (WanDiT, DiTConfig),
+    "student_ode": (WanDiT, DiTConfig),
 }
 MADE_BY = {
     "vae": "train_nano",
@@ -42,6 +43,7 @@ MADE_BY = {
     "text": "train_teacher",
     "teacher": "train_teacher",
     "student": "train_ode",
+    "student_ode": "train_ode",
 }
 
 

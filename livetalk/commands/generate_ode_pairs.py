@@ -40,7 +40,8 @@ from OmniAvatar.sampling import Guidance
 log = logging.getLogger(__name__)
 PARTS = ("vae", "audio", "text", "teacher")
 DEBUG_TEACHER = CONFIGS / "train_teacher_debug.yaml"
-SPLITS = ("train", "dev")
+HELD_OUT = "dev"
+SPLITS = ("train", HELD_OUT)
 
 KEYS = """
 name=NAME              pairs go to runs/NAME/pairs; the same name continues where a run stopped
@@ -53,8 +54,10 @@ part=I parts=N         this process makes every N-th shard from the I-th on, so 
 Without --config: configs/generate_ode_pairs.yaml where there is a GPU, else configs/generate_ode_pairs_debug.yaml.
 """
 
-Reader = Callable[[int, int], tuple[Tensor, Tensor, list[str]]]
-"""(start, stop) -> reference latents [n, 16, 1, h, w], audio features [n, T, C], prompts of those clips of a split."""
+Read = tuple[Tensor, Tensor, list[str], dict[str, Tensor]]
+Reader = Callable[[int, int], Read]
+"""(start, stop) -> reference latents [n, 16, 1, h, w], audio features [n, T, C], prompts and known tracks [n, T] of
+those clips of a split."""
 
 
 def generate_ode_pairs(run: PairsRun, dry_run: bool = False) -> None:
@@ -142,34 +145,39 @@ class Generator:
                 yield self._of_world(world, split), {"world": asdict(run.world), "split": split}, count
 
     def _of_world(self, world: World, split: str) -> Reader:
-        def read(start: int, stop: int) -> tuple[Tensor, Tensor, list[str]]:
+        def read(start: int, stop: int) -> Read:
             takes = list(world.takes(split, range(start, stop), self.run.geometry.clip_frames))
             # Only the first frame is needed, so only that is drawn.
-            pictures = world.renderer.render([world.look(take) for take in takes], [_first_frame(t) for t in takes])
-            video = to_unit(pictures.to(self.device))
+            looks = [world.look(take) for take in takes]
+            video = to_unit(world.renderer.render(looks, [_first_frame(take) for take in takes]).to(self.device))
             pcm = torch.from_numpy(np.stack([take.pcm for take in takes]))
-            return *self._encoded(video, pcm), [take.prompt for take in takes]
+            tracks = {}
+            if split == HELD_OUT:
+                opening = world.renderer.tracks(looks, [take.motion for take in takes])["mouth_open"]
+                known = zip(pairs.TRACKS, (opening, np.stack([take.speech for take in takes])), strict=True)
+                tracks = {name: torch.from_numpy(track) for name, track in known}
+            return *self._encoded(video, pcm), [take.prompt for take in takes], tracks
 
         return read
 
     def _of_manifest(self, rows: list[tuple[str, str, str]]) -> Reader:
         geometry = self.run.geometry
 
-        def read(start: int, stop: int) -> tuple[Tensor, Tensor, list[str]]:
+        def read(start: int, stop: int) -> Read:
             seconds = geometry.clip_frames / FPS
             asked = [read_request(image, sound, text, duration=seconds) for text, image, sound in rows[start:stop]]
             pictures = torch.stack([fit_image(one.image, geometry.height, geometry.width) for one in asked])
             pcm = torch.from_numpy(np.stack([one.audio for one in asked]))
-            return *self._encoded(pictures[:, :, None].to(self.device), pcm), [one.prompt for one in asked]
+            return *self._encoded(pictures[:, :, None].to(self.device), pcm), [one.prompt for one in asked], {}
 
         return read
 
     def _of_clips(self, clips: encoded.EncodedClips) -> Reader:
         frames = self.run.geometry.clip_frames
 
-        def read(start: int, stop: int) -> tuple[Tensor, Tensor, list[str]]:
+        def read(start: int, stop: int) -> Read:
             latents, audio = clips.latents[start:stop, :, :1], clips.audio[start:stop, :frames]
-            return latents.to(self.device).float(), audio.to(self.device).float(), clips.prompts[start:stop]
+            return latents.to(self.device).float(), audio.to(self.device).float(), clips.prompts[start:stop], {}
 
         return read
 
@@ -195,14 +203,16 @@ class Generator:
         }
         states = [len(run.timesteps) + 1, shape[1], shape[0], *shape[2:]]
         shapes = {"states": states, "audio": [geometry.clip_frames, teacher.audio_dim]}
+        if split == HELD_OUT and "world" in source:
+            shapes |= {name: [geometry.clip_frames] for name in pairs.TRACKS}
 
         def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
-            reference, audio, prompts = read(start, stop)
+            reference, audio, prompts, tracks = read(start, stop)
             noise = clip_noise(seed, range(start, stop), shape)
             pieces = range(0, stop - start, run.chunk)
             groups = [slice(low, low + run.chunk) for low in pieces]
             made = [self._trajectory(reference[g], audio[g], prompts[g], noise[g]) for g in groups]
-            return {"states": torch.cat(made), "audio": audio}, prompts
+            return {"states": torch.cat(made), "audio": audio, **tracks}, prompts
 
         pairs.write(folder, count, run.shard, settings, shapes, make, part)
 

@@ -1,27 +1,28 @@
 """`bash scripts/train_dmd.sh`: the causal student by Self-Forcing distribution matching, from the ODE student.
 
-Takes pictures, sound and prompts from runs/NAME/pairs. At every checkpoint it exports the averaged weights as part
-`student` and writes a sheet of pictures; metrics.jsonl and the sheets are in runs/NAME/dmd.
+Takes pictures, sound and prompts from runs/NAME/pairs. At every checkpoint it samples held-out clips, shows them to the
+family's judges, and exports the averaged weights as part `student` if they are the best so far by a stated rule
+(HealthConfig); metrics.jsonl, report.json, sheets and videos are in runs/NAME/dmd.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from livetalk.cli import CONFIGS
 from livetalk.commands import train_ode
+from livetalk.commands.examination import Examination
 from livetalk.commands.memory import activation_bytes, bytes_of, table, training_rows
-from livetalk.commands.train_nano import weights_of
+from livetalk.commands.train_ode import made_by
 from livetalk.conditions import Conditions
-from livetalk.config import DmdRun, flat, load
+from livetalk.config import DmdRun, load
 from livetalk.data import encoded, pairs
 from livetalk.data.pairs import OdePairs
 from livetalk.devices import device_of, settle_gpu
@@ -29,22 +30,21 @@ from livetalk.geometry import TIME_STRIDE
 from livetalk.models.attention import FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.kv_cache import CacheConfig
-from livetalk.parts import CARD, Card, Part, export_part, load_part, missing_parts, read_config, require_parts
-from livetalk.training import distributed
+from livetalk.parts import load_part, missing_parts, read_config, require_parts
+from livetalk.training import distributed, health
 from livetalk.training.dmd import CRITIC, STUDENT, DmdObjective
-from livetalk.training.ode import seam_ratio
+from livetalk.training.tracking import Tracker
 from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 KEPT = "student_ode"
-FROZEN, BLACK = 0.3, 0.5
-"""Below these shares of the teacher's motion and contrast the student is said to have collapsed."""
 
 KEYS = """
 name=NAME          pairs are read from runs/NAME/pairs, checkpoints and sheets go to runs/NAME/dmd
 family=FOLDER      the family whose ODE student and teacher it starts from, and which the student joins
 pairs=FOLDER       pairs to use instead
 train.steps=N      iterations, of which the student learns at every dmd.every-th; train.until=N stops earlier
+tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
 train.lr, critic.lr, dmd.text_scale, dmd.audio_scale   rates, and the teacher's guidance
 Without --config: configs/train_dmd.yaml where there is a GPU, else configs/train_dmd_debug.yaml.
 """
@@ -61,18 +61,22 @@ def train_dmd(run: DmdRun, dry_run: bool = False) -> None:
     first = distributed.rank() == 0
     if first:
         print(f"train_dmd: {run.name} on {device}, {run.train.steps} iterations, checkpoints in {folder}", flush=True)
+    tracker = train_ode.tracker_of(run, folder)
     ready_student(run)
     if first:
         keep_ode_student(Path(run.family))
     distributed.wait()
     sources = train_ode.ready_pairs(run, device)
     require_parts(run.family, ("vae", "text", "teacher"))
-    training = Training(run, sources, folder, device)
-    training.trainer.fit(training.evaluate)
-    if first and _made_by(Path(run.family) / "student") != run.run:
+    training = Training(run, sources, folder, device, tracker)
+    training.fit()
+    if first and training.lacks_student():
         training.evaluate(training.trainer.step)
+    tracker.finish()
     distributed.leave()
     if first:
+        found = training.conclusions()
+        print(f"best: step {found['best step']}{'' if found['best is healthy'] else ', but none is healthy'}")
         print(f"checkpoint: {Path(run.family) / 'student'}")
         print(f"use it: {train_ode.inference_command(run)}")
 
@@ -88,7 +92,7 @@ def ready_student(run: DmdRun) -> None:
 
 def keep_ode_student(family: Path) -> None:
     """Copies a student that is not of this command to part `student_ode`. Raises ValueError if there is neither."""
-    if not missing_parts(family, ["student"]) and _made_by(family / "student") != DmdRun().run:
+    if not missing_parts(family, ["student"]) and made_by(family / STUDENT) != DmdRun().run:
         fresh = family / f".{KEPT}.partial"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(family / "student", fresh)
@@ -96,12 +100,6 @@ def keep_ode_student(family: Path) -> None:
         fresh.rename(family / KEPT)
     if missing_parts(family, [KEPT]):
         raise ValueError(f"no ODE student in {family}: make it with bash scripts/train_ode.sh")
-
-
-def _made_by(part: Path) -> str:
-    """The command that made a part, "" where no card says it."""
-    card = part / CARD
-    return json.loads(card.read_text(encoding="utf-8"))["settings"].get("run", "") if card.is_file() else ""
 
 
 @dataclass(frozen=True)
@@ -115,13 +113,14 @@ class HeldOut:
 class Training(train_ode.Training):
     """The trainer, and the student as it is now, sampled for held-out clips at every checkpoint."""
 
-    def __init__(self, run: DmdRun, sources: Path, folder: Path, device: torch.device) -> None:
-        self.run, self.folder, self.device = run, folder, device
-        kept = Path(run.family) / KEPT
-        start = Part(KEPT, partial(WanDiT, read_config(kept, DiTConfig)), kept)
-        student, self.probe = start.load(device).requires_grad_(True), start.load(device)
+    evaluated = "motion"
+
+    def __init__(self, run: DmdRun, sources: Path, folder: Path, device: torch.device, tracker: Tracker) -> None:
+        self.prepare(run, folder, device, tracker)
+        student, self.probe = (load_part(run.family, KEPT, device) for _ in range(2))
+        student.requires_grad_(True)
         teacher, critic = (load_part(run.family, "teacher", device) for _ in range(2))
-        self.vae, text = (load_part(run.family, name, device) for name in ("vae", "text"))
+        text = load_part(run.family, "text", device)
         fingerprint = encoded.fingerprint(teacher)
         critic.requires_grad_(True)
 
@@ -132,6 +131,9 @@ class Training(train_ode.Training):
             return HeldOut(there, torch.cat(parts))
 
         self.held_out, known = found("dev"), found("train")
+        self.examination = Examination(run.family, self.held_out.pairs, run.shown, run.geometry.block)
+        self.start, _ = self.examination.figures(self.sampled())
+        log.info("the ODE student: %s", train_ode.line(self.start))
         with torch.no_grad():
             null = text.encode([run.negative_prompt])
         for block in [*teacher.blocks, *critic.blocks] if run.train.compile else []:
@@ -153,39 +155,33 @@ class Training(train_ode.Training):
         players = {STUDENT: run.train, CRITIC: run.critic}
         self.trainer = Trainer(objective, run.train, folder, device, players)
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Figures of the averaged student, a sheet of pictures; exports the part."""
-        weights = weights_of(self.trainer, STUDENT)
-        self.probe.load_state_dict(weights)
-        latents, truth = self.sampled()
-        figures = likeness(latents, truth, self.run.geometry.block)
-        if figures["motion"] < FROZEN or figures["contrast"] < BLACK:
-            log.warning("step %d: the student turns still or dull; see the sheets, lower the rates or guidance", step)
-        self.sheet(torch.cat([truth, latents]), f"step-{step:07d}.png")
-        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-        rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
-        card = Card(self.held_out.pairs.settings["seed"], step, rounded, flat(self.run))
-        export_part(self.run.family, "student", self.probe.config, weights, card)
-        return figures
+    def judged(self) -> dict[str, float]:
+        """Nothing beyond what the examination sees."""
+        return {}
 
+    def best(self) -> dict:
+        """The evaluation that HealthConfig.rule chooses."""
+        return health.best(self.history(), self.examination.teacher, self.run.health)
 
-def likeness(latents: Tensor, truth: Tensor, block: int) -> dict[str, float]:
-    """Of the student's and the teacher's latents [B, C, F, h, w] for the same conditions.
+    def lacks_student(self) -> bool:
+        """Another command's student does not count."""
+        return made_by(Path(self.run.family) / STUDENT) != self.run.run
 
-    motion: mean change between latent frames, contrast: deviation over space, each over the teacher's; seams: see
-    seam_ratio.
-    """
-
-    def moves(x: Tensor) -> float:
-        return float((x[:, :, 2:] - x[:, :, 1:-1]).abs().mean())
-
-    def contrast(x: Tensor) -> float:
-        return float(x[:, :, 1:].std(dim=(3, 4)).mean())
-
-    figures = {"motion": moves(latents) / moves(truth), "contrast": contrast(latents) / contrast(truth)}
-    if latents.shape[2] > block:
-        figures |= {"seams": seam_ratio(latents, block), "seams of the teacher": seam_ratio(truth, block)}
-    return figures
+    def conclusions(self) -> dict[str, object]:
+        """Which checkpoint is the best, by which rule, and how strong the student's gradient is by exit step."""
+        best = self.best()
+        fit = health.healthy(best, self.examination.teacher, self.run.health)
+        by_exit: dict[int, list[float]] = {}
+        for row in self.rows():
+            if f"{STUDENT} exit" in row:
+                by_exit.setdefault(int(row[f"{STUDENT} exit"]), []).append(row[f"{STUDENT} grad_norm"])
+        norms = {f"{self.run.causal.timesteps[i]:g}": fmean(found) for i, found in sorted(by_exit.items())}
+        return {
+            "best": self.run.health.rule,
+            "best step": best["step"],
+            "best is healthy": fit,
+            "student grad_norm by exit timestep": norms,
+        }
 
 
 def memory(run: DmdRun) -> str:

@@ -2,7 +2,7 @@
 
 Trains on runs/NAME/pairs, judges itself on the held-out pairs at every checkpoint, exports the one of lowest error
 as part `student`, and says by a stated rule whether it has converged. All that was seen on the way is in runs/NAME/ode:
-metrics.jsonl, report.json and sheets of pictures.
+metrics.jsonl, report.json, sheets and videos.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from livetalk.cli import CONFIGS
+from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import make_pairs
 from livetalk.commands.memory import activation_bytes, table, training_rows
 from livetalk.commands.train_nano import weights_of
 from livetalk.conditions import Conditions
-from livetalk.config import InferenceRun, OdeRun, PairsRun, flat, load
+from livetalk.config import DmdRun, InferenceRun, OdeRun, PairsRun, flat, load
 from livetalk.data import encoded, pairs
 from livetalk.devices import device_of, settle_gpu
 from livetalk.families import CausalSampler
 from livetalk.geometry import TIME_STRIDE
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
-from livetalk.parts import Card, export_part, load_part, missing_parts, read_config, require_parts
+from livetalk.parts import CARD, Card, export_part, load_part, missing_parts, read_config, require_parts
 from livetalk.rollout import gaussian
-from livetalk.training import distributed
-from livetalk.training.ode import DEV_ERROR, OdeObjective, Verdict, seam_ratio, verdict
+from livetalk.training import distributed, tracking
+from livetalk.training.health import Watch
+from livetalk.training.ode import DEV_ERROR, OdeObjective, Verdict, verdict
+from livetalk.training.tracking import Tracker
 from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-SHEET_CLIPS, SHEET_FRAMES = 4, 8
+STUDENT = "student"
 
 KEYS = """
 name=NAME          pairs are read from runs/NAME/pairs, checkpoints and reports go to runs/NAME/ode
 family=FOLDER      the family whose teacher the student starts from, and which the student joins
 pairs=FOLDER       pairs to use instead
 train.steps=N      length of the schedule; train.until=N stops earlier, to go on later
+tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
 Without --config: configs/train_ode.yaml where there is a GPU, else configs/train_ode_debug.yaml.
 """
 
@@ -59,18 +61,26 @@ def train_ode(run: OdeRun, dry_run: bool = False) -> None:
     first = distributed.rank() == 0
     if first:
         print(f"train_ode: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
+    tracker = tracker_of(run, folder)
     sources = ready_pairs(run, device)
     require_parts(run.family, ("vae", "text", "teacher"))
-    training = Training(run, sources, folder, device)
-    training.trainer.fit(training.evaluate)
-    if first and (missing_parts(run.family, ["student"]) or not training.history()):
+    training = Training(run, sources, folder, device, tracker)
+    training.fit()
+    if first and (training.lacks_student() or not training.history()):
         training.evaluate(training.trainer.step)
+    tracker.finish()
     distributed.leave()
     if first:
         training.report()
         print(training.verdict())
         print(f"checkpoint: {Path(run.family) / 'student'}")
         print(f"use it: {inference_command(run)}")
+
+
+def tracker_of(run: OdeRun | DmdRun, folder: Path) -> Tracker:
+    """Tracks the first process. Raises ValueError as tracking.start does."""
+    mode = run.tracking if distributed.rank() == 0 else "off"
+    return tracking.start(mode, run.project, f"{run.name}/{folder.name}", folder, flat(run))
 
 
 def ready_pairs(run: OdeRun, device: torch.device) -> Path:
@@ -90,13 +100,18 @@ def pairs_run(run: OdeRun) -> PairsRun:
 
 
 class Training:
-    """The trainer, and the student as it is now, judged on held-out pairs at every checkpoint."""
+    """The trainer, and the student as it is now, examined on held-out pairs at every checkpoint.
 
-    def __init__(self, run: OdeRun, sources: Path, folder: Path, device: torch.device) -> None:
-        self.run, self.folder, self.device = run, folder, device
+    The best student so far is kept as the family's part `student`, which no rotation of checkpoints touches.
+    """
+
+    evaluated = DEV_ERROR
+    """What only rows of evaluations have."""
+
+    def __init__(self, run: OdeRun, sources: Path, folder: Path, device: torch.device, tracker: Tracker) -> None:
+        self.prepare(run, folder, device, tracker)
         student = load_part(run.family, "teacher", device)
         self.probe = load_part(run.family, "teacher", device)
-        self.vae = load_part(run.family, "vae", device)
         fingerprint = encoded.fingerprint(student)
         text = load_part(run.family, "text", device)
 
@@ -107,13 +122,28 @@ class Training:
             return OdeObjective(network, found, features, run.geometry.block, run.ode)
 
         self.held_out = objective("dev", self.probe)
-        self.start, self.last = self.judged(), {}
-        log.info("before training: %s", _line(self.start))
+        self.examination = Examination(run.family, self.held_out.pairs, run.shown, run.geometry.block)
+        self.start = self.judged()
+        log.info("before training: %s", line(self.start))
         student.requires_grad_(True)
         if run.train.compile:
             for block in student.blocks:
                 block.compile(dynamic=False)
         self.trainer = Trainer(objective("train", student), run.train, folder, device)
+
+    def prepare(self, run: OdeRun | DmdRun, folder: Path, device: torch.device, tracker: Tracker) -> None:
+        """What is the same for every objective."""
+        self.run, self.folder, self.device, self.tracker = run, folder, device, tracker
+        self.last: dict[str, float] = {}
+        self.watch = Watch(run.health, folder, self.rows())
+
+    def fit(self) -> None:
+        self.trainer.fit(self.evaluate, self.logged)
+
+    def logged(self, step: int, scalars: dict[str, float]) -> None:
+        """What training logs: tracked, and watched for what goes wrong."""
+        self.tracker.log(step, scalars)
+        self.watch.scalars(step, scalars)
 
     def judged(self) -> dict[str, float]:
         """Errors of the probe's weights on all held-out pairs."""
@@ -121,19 +151,19 @@ class Training:
             return self.held_out.errors(self.probe, self.run.chunk)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Figures of the weights as they are, a sheet of pictures, the report; exports the part if its dev error is the
-        lowest so far."""
-        weights = weights_of(self.trainer, "student")
+        """Figures of the weights as they are, pictures, the report; exports the part if it is the best so far. Raises
+        HopelessError."""
+        weights = weights_of(self.trainer, STUDENT)
         self.probe.load_state_dict(weights)
-        figures = self.judged()
-        latents, truth = self.sampled()
-        block = self.run.geometry.block
-        if latents.shape[2] > block:
-            figures |= {"seams": seam_ratio(latents, block), "seams of the teacher": seam_ratio(truth, block)}
-        self.sheet(torch.cat([truth[:SHEET_CLIPS], latents[:SHEET_CLIPS]]), f"step-{step:07d}.png")
-        log.info("step %d: %s", step, _line(figures))
+        seen_figures, seen = self.examination.figures(self.sampled())
+        figures = self.judged() | seen_figures
+        files = self.examination.show(seen, self.folder, f"step-{step:07d}")
+        log.info("step %d: %s", step, line(figures))
+        beside = {f"teacher/{name}": value for name, value in self.examination.teacher.items()}
+        self.tracker.log(step, {f"dev/{name}": value for name, value in figures.items()} | beside, files)
+        self.watch.frames(step, figures, self.examination.teacher)
         self.last = {"step": step, **figures}
-        if self.best()["step"] == step or missing_parts(self.run.family, ["student"]):
+        if self.best()["step"] == step or self.lacks_student():
             self.export(weights, step, figures)
         self.report()
         return figures
@@ -143,53 +173,51 @@ class Training:
         made_with = self.trainer.objective.pairs.settings
         known = {f"pairs made with.{name}": value for name, value in made_with.items() if name != "source"}
         card = Card(made_with["seed"], step, rounded, flat(self.run) | known)
-        export_part(self.run.family, "student", self.probe.config, weights, card)
+        export_part(self.run.family, STUDENT, self.probe.config, weights, card)
 
     @torch.no_grad()
-    def sampled(self) -> tuple[Tensor, Tensor]:
-        """Latents [shown, 16, F, h, w] as inference makes them, and the teacher's for the same conditions."""
-        run, found = self.run, self.held_out.pairs
-        chosen = torch.arange(min(run.shown, len(found)), device=self.device)
+    def sampled(self) -> Tensor:
+        """Latents [shown, 16, F, h, w] as inference makes them; the same noise and conditions every time."""
+        run, found, chosen = self.run, self.held_out.pairs, self.examination.chosen
         conditions = found.conditions(chosen, self.held_out.text[chosen])
         noise = gaussian(torch.Generator().manual_seed(0), torch.float32, self.device)
-        blocks = list(CausalSampler(self.probe, run.geometry, run.causal).sample(conditions, noise))
-        truth = rearrange(found.states[chosen, -1], "b f c h w -> b c f h w").float()
-        return torch.cat(blocks, dim=2), truth
+        with self._autocast():
+            blocks = list(CausalSampler(self.probe, run.geometry, run.causal).sample(conditions, noise))
+        return torch.cat(blocks, dim=2).float()
 
-    @torch.no_grad()
-    def sheet(self, latents: Tensor, name: str) -> None:
-        """A picture of clips below one another, frames evenly spaced: the teacher's first, then the student's."""
-        rows = []
-        for clip in latents.split(1):
-            video = self.vae.decode(clip)[0].clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-            shown = torch.linspace(0, video.shape[1] - 1, SHEET_FRAMES).round().long().to(video.device)
-            rows.append(rearrange(video[:, shown], "c t h w -> h (t w) c"))
-        path = self.folder / "sheets" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(torch.cat(rows).cpu().numpy()).save(path)
+    def rows(self) -> list[dict]:
+        """What the run, and runs that it continues, wrote to metrics.jsonl."""
+        path, found = self.folder / "metrics.jsonl", []
+        for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                log.warning("%s, line %d, is torn (the run was killed there): left out", path, number)
+        return found
 
     def history(self) -> list[dict]:
-        """Every evaluation of the run and of runs that it continues, in order, each step once."""
-        path = self.folder / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        rows += [self.last] if self.last else []
-        return [row for _, row in sorted({row["step"]: row for row in rows if DEV_ERROR in row}.items())]
+        """Every evaluation, in order, each step once."""
+        rows = self.rows() + ([self.last] if self.last else [])
+        return [row for _, row in sorted({row["step"]: row for row in rows if self.evaluated in row}.items())]
 
     def best(self) -> dict:
         """The evaluation of lowest dev error."""
         return min(self.history(), key=lambda row: row[DEV_ERROR])
 
+    def lacks_student(self) -> bool:
+        """Whether the family has no student to speak of."""
+        return bool(missing_parts(self.run.family, [STUDENT]))
+
     def verdict(self) -> Verdict:
         return verdict([(row["step"], row[DEV_ERROR]) for row in self.history()], self.run.ode)
 
     def report(self) -> None:
-        """Writes report.json: is the ODE initialisation good enough?"""
-        found = self.verdict()
+        """Writes report.json."""
         content = {
-            "verdict": str(found),
-            **asdict(found),
-            "exported step": self.best()["step"],
+            **self.conclusions(),
+            "exported step": card_of(Path(self.run.family) / STUDENT).get("steps"),
             "start": self.start,
+            "teacher": self.examination.teacher,
             "history": self.history(),
             "settings": flat(self.run),
         }
@@ -197,11 +225,27 @@ class Training:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.folder / "report.json")
 
+    def conclusions(self) -> dict[str, object]:
+        """Is the ODE initialisation good enough?"""
+        found = self.verdict()
+        return {"verdict": str(found), **asdict(found), "best": f"lowest {DEV_ERROR}"}
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16")
 
 
-def _line(figures: dict[str, float]) -> str:
+def card_of(part: Path) -> dict:
+    """What the card of a part says, {} where there is none."""
+    return json.loads((part / CARD).read_text(encoding="utf-8")) if (part / CARD).is_file() else {}
+
+
+def made_by(part: Path) -> str:
+    """The command that made a part, "" where no card says it."""
+    return card_of(part).get("settings", {}).get("run", "")
+
+
+def line(figures: dict[str, float]) -> str:
+    """For the log."""
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 

@@ -30,7 +30,7 @@ from livetalk.models.attention import FullAttention
 from livetalk.models.dit import WanDiT, initialise
 from livetalk.models.text import TextEncoder, file_tokenizer, published_name, train_tokenizer
 from livetalk.parts import TOKENIZER, export_part, load_part, missing_parts, require_parts
-from livetalk.training import distributed
+from livetalk.training import distributed, tracking
 from livetalk.training.teacher import FlowMatchingObjective, Prompts
 from livetalk.training.trainer import Trainer
 
@@ -121,13 +121,16 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
         print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
         if run.parts == 1:  # rendering alone needs none
             frozen_parts(run)
+    mode = run.tracking if own[0] == 0 and run.parts == 1 else "off"
+    tracker = tracking.start(mode, run.project, f"{run.name}/{folder.name}", folder, flat(run))
     distributed.wait()
     if not prepare_clips(run, folder.parent, device, own):
         return
     trainer = trainer_of(run, folder, device)
-    trainer.fit(lambda step: export(run, trainer))
+    trainer.fit(lambda step: export(run, trainer), tracker.log)
     if own[0] == 0 and missing_parts(run.family, ("teacher", "text")):
         export(run, trainer)  # a run that had ended before, whose family is gone
+    tracker.finish()
     distributed.leave()
     if own[0] == 0:
         print(f"checkpoint: {Path(run.family) / 'teacher'}")

@@ -20,6 +20,8 @@ from livetalk.data import encoded
 
 REMEDY = "make them with bash scripts/generate_ode_pairs.sh"
 STORED = torch.bfloat16
+TRACKS = ("mouth_open", "speech")
+"""What is known of the truth for held-out pairs of the synthetic world, beside states and audio."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class OdePairs:
 
     states: bfloat16 [N, K + 1, F, C, h, w], the teacher's latents at each of the K student levels, noisiest first, then
     its result; latent frame 0 is the clean reference image's everywhere. audio: bfloat16 [N, 4F - 3, channels].
-    settings: what they were made with.
+    settings: what they were made with. tracks: those of TRACKS that are known, bfloat16 [N, 4F - 3], speech 0 or 1.
     """
 
     states: Tensor
@@ -36,6 +38,7 @@ class OdePairs:
     prompts: list[str]
     timesteps: tuple[float, ...]
     settings: dict = field(default_factory=dict)
+    tracks: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -58,7 +61,8 @@ def write(
     """Fills `folder` with `count` pairs, as encoded.write does with clips.
 
     settings: all that the pairs depend on, `timesteps` and the `teacher`'s fingerprint among it; shapes: of one pair's
-    `states` and `audio`. make(start, stop) gives those tensors and the prompts of pairs start .. stop-1.
+    `states` and `audio`, and of tracks where they are known. make(start, stop) gives those tensors and the prompts of
+    pairs start .. stop-1.
     """
 
     def checked(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
@@ -105,7 +109,8 @@ def load(folder: Path, timesteps: tuple[float, ...], teacher: str, device: torch
                 )
             whole[name][len(prompts) : len(prompts) + wanted] = tensors[name].to(device)
         prompts += said
-    return OdePairs(whole["states"], whole["audio"], prompts, there, settings)
+    tracks = {name: whole[name] for name in TRACKS if name in whole}
+    return OdePairs(whole["states"], whole["audio"], prompts, there, settings, tracks)
 
 
 def _index(folder: Path) -> dict:

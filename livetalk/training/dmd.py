@@ -21,7 +21,7 @@ from livetalk.models.attention import FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.rollout import gaussian, rollout
-from livetalk.training.losses import critic_flow_loss, critic_input, dmd_gradient, dmd_loss
+from livetalk.training.losses import critic_flow_errors, critic_input, dmd_gradient, dmd_loss
 
 STUDENT, CRITIC = "student", "critic"
 SCORED = (20.0, 980.0)
@@ -74,6 +74,12 @@ def score_timesteps(batch: int, generator: torch.Generator) -> Tensor:
     """[B] float64 timesteps: one integer a sample, uniform in [0, 1000), shifted, clamped to SCORED."""
     drawn = torch.randint(flow.LEVELS, (batch,), generator=generator, device=generator.device)
     return (flow.LEVELS * flow.shift_sigma(flow.sigma_of(drawn))).clamp(*SCORED)
+
+
+def by_noise(name: str, values: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Means of values [B] over the quarters of a batch by timestep [B], least noise first; fewer for a tiny batch."""
+    parts = values.detach()[t.argsort()].tensor_split(min(4, len(values)))
+    return {f"{name} at noise {i}/{len(parts)}": part.mean() for i, part in enumerate(parts, 1)}
 
 
 def longer(conditions: Conditions, latents: int) -> Conditions:
@@ -163,9 +169,14 @@ class DmdObjective:
         device = self.pairs.states.device
         chosen = torch.randint(len(self.pairs), (batch,), generator=generator, device=device)
         conditions = longer(self.pairs.conditions(chosen, self.text[chosen]), self.latents)
+        shared = self.shared(step)
         with torch.set_grad_enabled(player == STUDENT):
-            scored = self.generate(conditions, self.shared(step), generator)
-        return self.student_loss(scored, generator) if player == STUDENT else self.critic_loss(scored, generator)
+            scored = self.generate(conditions, shared, generator)
+        if player == CRITIC:
+            return self.critic_loss(scored, generator)
+        loss, metrics = self.student_loss(scored, generator)
+        # Filled on the device: a captured step must not copy from the host.
+        return loss, {"exit": torch.full((), shared.exit, dtype=torch.float32, device=device), **metrics}
 
     def generate(self, conditions: Conditions, shared: Iteration, generator: torch.Generator) -> Scored:
         """Rolls the student out to the end of the scored window; blocks inside it carry gradient where that is on."""
@@ -195,7 +206,8 @@ class DmdObjective:
             fake = self._clean(self.critic, noisy, t, scored.conditions)
             real = self.guided(noisy, t, scored.conditions)
             gradient = dmd_gradient(scored.latents, fake, real)
-        return dmd_loss(scored.latents, gradient), {"gradient": gradient.abs().mean()}
+        size = gradient.abs().flatten(1).mean(1)
+        return dmd_loss(scored.latents, gradient), {"gradient": size.mean(), **by_noise("gradient", size, t)}
 
     def critic_loss(self, scored: Scored, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow matching on what the student generates; the frames that are given clean are not scored."""
@@ -205,7 +217,8 @@ class DmdObjective:
         fake = self._clean(self.critic, noisy, t, scored.conditions)
         # The loss leaves out one frame, the first that it is shown.
         late = [value[:, :, scored.given.shape[2] - 1 :] for value in (fake, noisy, scored.latents, noise)]
-        return critic_flow_loss(*late, sigma), {}
+        errors = critic_flow_errors(*late, sigma)
+        return errors.mean(), by_noise("loss", errors, t)
 
     def guided(self, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """The teacher's clean prediction [B, C, F, h, w] under guidance, in one pass where that needs several."""

@@ -55,5 +55,11 @@ def critic_input(generated: Tensor, noise: Tensor, sigma: Tensor, reference: Ten
 
 def critic_flow_loss(fake_x0: Tensor, noisy: Tensor, generated: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Mean squared error between the critic's flow, from its clean prediction, and noise - generated; frames 1 on."""
+    return critic_flow_errors(fake_x0, noisy, generated, noise, sigma).mean()
+
+
+def critic_flow_errors(fake_x0: Tensor, noisy: Tensor, generated: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """critic_flow_loss a sample: [B] in float64."""
     predicted = flow.flow_from_x0(noisy, fake_x0, sigma)
-    return (predicted[:, :, 1:].double() - flow.flow_target(generated, noise)[:, :, 1:].double()).square().mean()
+    error = predicted[:, :, 1:].double() - flow.flow_target(generated, noise)[:, :, 1:].double()
+    return error.square().flatten(1).mean(1)

@@ -43,9 +43,8 @@ def draw_levels(batch: int, blocks: int, block: int, levels: int, generator: tor
     return drawn.repeat_interleave(block, dim=1)
 
 
-def regression_loss(predicted: Tensor, x0: Tensor, scored: Tensor) -> Tensor:
-    """Mean squared error of clean latents [B, C, F, h, w] over the frames where `scored` [B, F], in float64."""
-    error = frame_errors(predicted, x0)
+def mean_over(error: Tensor, scored: Tensor) -> Tensor:
+    """Of errors [B, F] where `scored` [B, F]; 0 where that is nowhere."""
     kept = scored.to(error)
     return (error * kept).sum() / kept.sum().clamp_min(1)
 
@@ -80,7 +79,15 @@ class OdeObjective:
         count = clean + 1 if self.config.clean_context else clean
         levels = draw_levels(batch, self.blocks, self.block, count, generator)
         predicted, x0 = self.predict(self.student, chosen, levels)
-        return regression_loss(predicted, x0, self.scored(levels)), {}
+        scored = self.scored(levels)
+        error = frame_errors(predicted, x0)
+        return mean_over(error, scored), self.by_level(error.detach(), levels, scored)
+
+    def by_level(self, error: Tensor, levels: Tensor, scored: Tensor) -> dict[str, Tensor]:
+        """Means of the scored errors [B, F] at each level; 0 for a level that a tiny batch lacks."""
+        at = (levels[..., None] == torch.arange(len(self.pairs.timesteps), device=levels.device)) & scored[..., None]
+        means = (error[..., None] * at).sum((0, 1)) / at.sum((0, 1)).clamp_min(1)
+        return {f"loss at {t:g}": mean for t, mean in zip(self.pairs.timesteps, means, strict=True)}
 
     def predict(self, student: WanDiT, chosen: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Clean predictions and the truth [B, C, F, h, w] of the chosen pairs [B], frames at their levels [B, F]."""

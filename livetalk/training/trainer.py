@@ -220,8 +220,16 @@ class Trainer:
         state = checkpoint.State(self.step, dict(self.modules.state_dict()), ema, optimiser)
         checkpoint.save(self.folder, state, asdict(self.config), keep=self.config.keep)
 
-    def fit(self, evaluate: Callable[[int], dict] | None = None) -> dict[str, float]:
-        """Trains until the configured end, logging to the console and to metrics.jsonl. Returns the last scalars."""
+    def fit(
+        self,
+        evaluate: Callable[[int], dict] | None = None,
+        watch: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> dict[str, float]:
+        """Trains until the configured end, logging to the console and to metrics.jsonl. Returns the last scalars.
+
+        evaluate: figures of the step that was just saved; watch: sees what is logged, and may raise to stop the run
+        before more is saved. Both in the first process alone.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.resume():
             log.info("continuing %s at step %d", self.folder, self.step)
@@ -235,6 +243,8 @@ class Trainer:
             metrics = self._update()
             if self.step in (first + 1, first + 20) or self.step % self.config.log_every == 0:
                 self.scalars = self._report(metrics, started, first)
+                if watch and not distributed.rank():
+                    watch(self.step, self.scalars)
             if self.config.seconds and self.step in PROBE:
                 probe = self._plan(started, probe)
             if self.step % self.config.save_every == 0 or self.step == self.config.end:

@@ -11,6 +11,7 @@ from livetalk import config, flow
 from livetalk.commands.generate_ode_pairs import generate_ode_pairs, make_pairs, read_manifest
 from livetalk.conditions import Conditions
 from livetalk.data import encoded, pairs
+from livetalk.data.world.clip import World
 from livetalk.models.attention import FullAttention
 from livetalk.parts import load_part
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE
@@ -98,6 +99,13 @@ def test_parts_and_restarts_make_the_same_shards_and_the_shards_are_direct_sampl
     fingerprint = encoded.fingerprint(load_part(run.family, "teacher"))
     found = pairs.load(Path("runs/a/pairs/train"), run.timesteps, fingerprint)
     assert found.states.shape == (5, 5, 6, 16, 8, 8) and found.audio.shape[:2] == (5, 21) and len(found) == 5
+    assert not found.tracks, "the truth is kept of held-out pairs alone"
+    held_out = pairs.load(Path("runs/a/pairs/dev"), run.timesteps, fingerprint)
+    with World(run.world) as world:
+        clip = world.clip("dev", 1, 21)
+    for name in pairs.TRACKS:
+        truth = torch.from_numpy(clip.tracks[name]).float()
+        assert torch.allclose(held_out.tracks[name][1].float(), truth, rtol=0.01), name
     last = torch.tensor([4])
     text = load_part(run.family, "text")
     direct = sample(
@@ -154,6 +162,7 @@ def test_a_manifest_and_encoded_clips_are_sources_too(run, tmp_path):
     make_pairs(small, torch.device("cpu"), (0, 1))
     states, prompts = encoded.read_shard(encoded.shard_path(Path("runs/a/pairs/dev"), 0))
     assert prompts == ["turns left"] and states["states"].isfinite().all()
+    assert states.keys() == {"states", "audio"}, "nobody knows the truth of a manifest"
     with pytest.raises(ValueError, match="has 2 lines"):
         make_pairs(replace(small, name="b", held_out=2), torch.device("cpu"), (0, 1))
     for text, message in [("nods@@face.png", "line 1"), ("a@@b.png@@c.wav", "not found")]:

@@ -9,7 +9,7 @@ import torch
 from livetalk import config, flow
 from livetalk.cli import run_command
 from livetalk.commands.inference import infer
-from livetalk.commands.train_dmd import likeness, train_dmd
+from livetalk.commands.train_dmd import train_dmd
 from livetalk.conditions import Conditions
 from livetalk.data.pairs import OdePairs
 from livetalk.models.attention import FullAttention, attention
@@ -24,10 +24,12 @@ from livetalk.training.dmd import (
     DmdObjective,
     Iteration,
     Scored,
+    by_noise,
     draw_iteration,
     longer,
     score_timesteps,
 )
+from livetalk.training.health import HealthConfig, HopelessError
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
 from tests.models.test_dit import TINY, cache_for, clip, tiny
 
@@ -282,6 +284,22 @@ def test_the_critic_is_not_scored_on_frames_that_are_given(prefix):
     assert not torch.equal(noisy[:, :, prefix], scored.latents[:, :, prefix])
 
 
+def test_losses_are_told_by_quarters_of_the_noise():
+    t = torch.tensor([900.0, 100.0, 500.0, 700.0, 30.0, 800.0, 950.0, 600.0])
+    found = by_noise("loss", t.clone().requires_grad_(), t)
+    assert list(found) == [f"loss at noise {i}/4" for i in (1, 2, 3, 4)]
+    assert [value.item() for value in found.values()] == [65, 550, 750, 925]
+    assert not any(value.requires_grad for value in found.values())
+    assert list(by_noise("loss", t[:2], t[:2])) == ["loss at noise 1/2", "loss at noise 2/2"]
+    told = objective()
+    loss, found = told.loss(0, 8, torch.Generator().manual_seed(0), CRITIC)
+    assert torch.stack(list(found.values())).mean() == pytest.approx(loss.item())
+    _, found = told.loss(3, 8, torch.Generator().manual_seed(0), STUDENT)
+    assert found.pop("exit") == told.shared(3).exit
+    size = found.pop("gradient")
+    assert torch.stack(list(found.values())).mean() == pytest.approx(size.item(), rel=1e-4)
+
+
 def test_a_window_of_a_longer_rollout_is_scored_as_a_clip_that_goes_on():
     told = objective(latents=12)
     conditions = longer(told.pairs.conditions(torch.arange(2), told.text[:2]), 12)
@@ -403,14 +421,6 @@ def test_the_student_moves_to_what_the_teacher_wants(tmp_path):
 # The command
 
 
-def test_likeness_is_one_for_the_teacher_itself():
-    latents = torch.randn(2, 16, 6, 4, 4)
-    same = likeness(latents, latents, 3)
-    assert same["motion"] == same["contrast"] == 1 and same["seams"] == same["seams of the teacher"]
-    half = likeness(0.5 * latents, latents, 3)
-    assert half["motion"] == pytest.approx(0.5) and half["contrast"] == pytest.approx(0.5)
-
-
 def test_the_debug_command_keeps_the_ode_student_goes_on_and_leaves_a_student_that_speaks(
     tiny_family, tmp_path, monkeypatch, capsys
 ):
@@ -420,15 +430,27 @@ def test_the_debug_command_keeps_the_ode_student_goes_on_and_leaves_a_student_th
     run = replace(config.load(DEBUG), family="family", name="a")
     train_dmd(replace(run, train=replace(run.train, until=2)))
     assert json.loads(Path("family/student/card.json").read_text())["steps"] == 2
+    with pytest.raises(HopelessError, match="black frames.*last good checkpoint, runs/a/dmd/step-0000002, is kept"):
+        train_dmd(replace(run, health=HealthConfig(bad_frames=-2.0, patience=1)))
+    assert [path.name for path in Path("runs/a/dmd").glob("step-*")] == ["step-0000002"]
+    assert json.loads(Path("family/student/card.json").read_text())["steps"] == 2
     capsys.readouterr()
+    with open("runs/a/dmd/metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "critic lo\n')
     train_dmd(run)
     *_, where, use = capsys.readouterr().out.splitlines()
     assert where == "checkpoint: family/student"
-    assert json.loads(Path("family/student/card.json").read_text())["steps"] == 4
+    report = json.loads(Path("runs/a/dmd/report.json").read_text())
+    assert [row["step"] for row in report["history"]] == [2, 4] and {"sharpness", "motion"} < set(report["history"][0])
+    assert json.loads(Path("family/student/card.json").read_text())["steps"] == report["best step"]
+    assert report["best step"] == report["exported step"] and report["start"]["motion"] > 0
+    assert report["teacher"]["sharpness"] > 0 and "A/V correlation" in report["best"]
+    assert set(report["student grad_norm by exit timestep"]) <= {"1000", "937.5", "833.333", "625"}
     assert next(Path("family/student_ode").glob("*.safetensors")).read_bytes() == before
-    assert len(list(Path("runs/a/dmd/sheets").glob("*.png"))) == 2
-    rows = [json.loads(line) for line in Path("runs/a/dmd/metrics.jsonl").read_text().splitlines()]
-    learned = {row["step"] for row in rows if "student loss" in row}
+    assert len(list(Path("runs/a/dmd/sheets").glob("*.png"))) == len(list(Path("runs/a/dmd/videos").glob("*.mp4"))) == 2
+    lines = Path("runs/a/dmd/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    learned = {row["step"] for row in rows if "student loss" in row and "student exit" in row}
     assert learned == {2, 4} and all("critic loss" in row or "motion" in row for row in rows)
 
     script, *settings = use.removeprefix("use it: bash ").split()

@@ -18,7 +18,8 @@ from livetalk.training.ode import (
     OdeConfig,
     OdeObjective,
     draw_levels,
-    regression_loss,
+    frame_errors,
+    mean_over,
     seam_ratio,
     verdict,
 )
@@ -81,9 +82,23 @@ def test_the_reference_frame_and_clean_blocks_are_not_scored():
     assert told.scored(levels).tolist() == wanted
     x0 = torch.zeros(3, 16, 6, 4, 4)
     wrong = torch.where(told.scored(levels)[:, None, :, None, None], 0.0, 9.0).expand_as(x0)
-    assert regression_loss(wrong, x0, told.scored(levels)) == 0
-    assert regression_loss(x0 + 2, x0, told.scored(levels)) == 4
-    assert regression_loss(x0 + 2, x0, torch.zeros(3, 6, dtype=torch.bool)) == 0, "nothing to score is no NaN"
+    assert mean_over(frame_errors(wrong, x0), told.scored(levels)) == 0
+    assert mean_over(frame_errors(x0 + 2, x0), told.scored(levels)) == 4
+    assert mean_over(frame_errors(x0 + 2, x0), torch.zeros(3, 6, dtype=torch.bool)) == 0, "nothing to score is no NaN"
+
+
+def test_the_loss_is_told_by_level():
+    student = Truth(wrong=torch.full((6,), 0.5))
+    told = objective(student)
+    student.pairs = told.pairs
+    loss, found = told.loss(0, 64, torch.Generator().manual_seed(0))
+    assert [found[f"loss at {t:g}"].item() for t in LEVELS] == pytest.approx(
+        [(0.5 * t / 1000) ** 2 for t in LEVELS], rel=1e-4
+    )
+    assert min(found.values()) < loss < max(found.values())
+    levels = torch.tensor([[0, 0, 0, 2, 2, 2]])
+    error = torch.arange(6.0)[None]
+    assert [float(mean) for mean in told.by_level(error, levels, told.scored(levels)).values()] == [1.5, 0, 4, 0]
 
 
 def test_levels_are_drawn_a_block_and_shared_by_its_frames():
@@ -186,6 +201,9 @@ def test_the_debug_command_makes_pairs_trains_goes_on_and_leaves_a_student_that_
     best = min(report["history"], key=lambda row: row[DEV_ERROR])["step"]
     assert json.loads(Path("family/student/card.json").read_text())["steps"] == best == report["exported step"]
     assert len(list(Path("runs/a/ode/sheets").glob("*.png"))) == 4
+    assert len(list(Path("runs/a/ode/videos").glob("*.mp4"))) == 4
+    assert report["best"] == "lowest dev error" and report["teacher"]["sharpness"] > 0
+    assert {"motion", "flicker", "black frames"} < set(report["history"][0])
 
     script, *settings = use.removeprefix("use it: bash ").split()
     assert script == "scripts/inference.sh"
