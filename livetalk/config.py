@@ -95,7 +95,7 @@ class NanoRun:
 
     first, last: stages to run; vae_start: weights of an earlier VAE run to begin with; workers: processes that prepare
     sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long. frames_from: a folder
-    of rendered clips to train the VAE on, instead of clips rendered for it alone.
+    of rendered clips to train the VAE on, instead of clips rendered for it alone; "own": runs/NAME/frames.
     """
 
     run: str = "train_nano"

@@ -35,7 +35,7 @@ from livetalk.evaluation.report import Report, main_table, verdict_table, write_
 from livetalk.families import CausalSampler, TeacherSampler
 from livetalk.geometry import FPS, frames_of_latents, latents_of_frames
 from livetalk.models.dit import DiTConfig, WanDiT
-from livetalk.parts import Part, family_part, load_part, missing_parts, read_config, require_parts
+from livetalk.parts import family_part, load_part, missing_parts, read_config, require_parts
 from livetalk.rollout import Noise
 from livetalk.training.autoencoder import to_unit
 
@@ -76,15 +76,12 @@ class Family:
         self._conditions: dict[tuple[tuple[EvaluationClip, ...], int], Conditions] = {}
         self.teachers, self.students = {}, {}
         if "teacher" in methods:
-            dit = self._generator("teacher")
+            dit = load_part(run.family, "teacher", device, self.dtype)
             self.teachers = {f"teacher, guidance {scale:g}": self._teacher(dit, scale) for scale in run.scales}
         for name, column in STUDENTS.items():
             if name in methods:
-                self.students[column] = CausalSampler(self._generator(name), run.geometry, run.causal)
-
-    def _generator(self, name: str) -> WanDiT:
-        folder = Path(self.run.family) / name
-        return Part(name, partial(WanDiT, read_config(folder, DiTConfig)), folder).load(self.device, self.dtype)
+                dit = load_part(run.family, name, device, self.dtype)
+                self.students[column] = CausalSampler(dit, run.geometry, run.causal)
 
     def _teacher(self, dit: WanDiT, scale: float) -> TeacherSampler:
         run = self.run

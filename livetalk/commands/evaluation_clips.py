@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 
-from livetalk.commands.generate_ode_pairs import _first_frame
+from livetalk.commands.generate_ode_pairs import first_frame
 from livetalk.data.world.clip import Batch, World
 from livetalk.data.world.speech import Speaker
 from livetalk.data.world.take import WorldConfig, material
@@ -78,7 +78,7 @@ def _group(
 
 def _first_frames(world: World, batch: Batch) -> torch.Tensor:
     looks = [world.look(take) for take in batch.takes]
-    return world.renderer.render(looks, [_first_frame(take) for take in batch.takes])
+    return world.renderer.render(looks, [first_frame(take) for take in batch.takes])
 
 
 def require_voice(config: WorldConfig, split: str) -> None:

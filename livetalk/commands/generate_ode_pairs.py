@@ -25,6 +25,7 @@ from livetalk.conditions import Conditions, group_audio
 from livetalk.config import PairsRun, load
 from livetalk.data import encoded, pairs
 from livetalk.data.world.clip import World
+from livetalk.data.world.motion import Motion
 from livetalk.data.world.take import Take
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.geometry import FPS
@@ -149,7 +150,7 @@ class Generator:
             takes = list(world.takes(split, range(start, stop), self.run.geometry.clip_frames))
             # Only the first frame is needed, so only that is drawn.
             looks = [world.look(take) for take in takes]
-            video = to_unit(world.renderer.render(looks, [_first_frame(take) for take in takes]).to(self.device))
+            video = to_unit(world.renderer.render(looks, [first_frame(take) for take in takes]).to(self.device))
             pcm = torch.from_numpy(np.stack([take.pcm for take in takes]))
             tracks = {}
             if split == HELD_OUT:
@@ -233,7 +234,8 @@ class Generator:
         return states.to("cpu", pairs.STORED)
 
 
-def _first_frame(take: Take) -> object:
+def first_frame(take: Take) -> Motion:
+    """The motion of a take, cut after its first frame."""
     return replace(take.motion, **{each.name: getattr(take.motion, each.name)[:1] for each in fields(take.motion)})
 
 

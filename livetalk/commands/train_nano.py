@@ -105,13 +105,13 @@ def make_pool(world: World, split: str, count: int, frames: int, device: torch.d
     )
 
 
-def read_pool(folder: str, count: int, frames: int, device: torch.device) -> Pool:
+def read_pool(folder: Path, count: int, frames: int, device: torch.device) -> Pool:
     """The first `count` rendered clips of a folder, `frames` frames of each; their truth is not there: no tracks.
 
     Raises ValueError if they are not rendered yet or shorter.
     """
     shown, sound = [], []
-    for path in encoded.first_shards(Path(folder), count):
+    for path in encoded.first_shards(folder, count):
         shard, _ = encoded.read_shard(path)
         shown.append(shard["frames"][:, :frames].to(device))
         sound.append(shard["pcm"][:, : frames * SAMPLES_PER_FRAME].to(device))
@@ -245,7 +245,8 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
     pictures = chosen != ("audio",)
     with World(run.world, device=device, workers=workers if run.clips > 64 else 0) as world:
         if run.frames_from:
-            train = read_pool(run.frames_from, run.clips, run.frames, device)
+            source = folder / "frames" if run.frames_from == "own" else Path(run.frames_from)
+            train = read_pool(source, run.clips, run.frames, device)
         else:
             train = make_pool(world, "train", run.clips, run.frames, device, pictures)
         held_out = make_pool(world, "dev", run.held_out, run.frames, device, pictures)

@@ -20,7 +20,7 @@ from livetalk.geometry import PATCH
 from livetalk.models.attention import FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
-from livetalk.rollout import gaussian, rollout
+from livetalk.rollout import gaussian, new_cache, rollout
 from livetalk.training.losses import critic_flow_errors, critic_input, dmd_gradient, dmd_loss
 
 STUDENT, CRITIC = "student", "critic"
@@ -225,6 +225,11 @@ class DmdObjective:
         config = self.config
         if config.text_scale == config.audio_scale == 1:
             return self._clean(self.teacher, noisy, t, conditions)
+        if config.text_scale == config.audio_scale:  # what hears nothing but is told the prompt cancels out
+            told = Conditions.cat([conditions.null(self.null), conditions])
+            clean = self._clean(self.teacher, noisy.repeat(2, 1, 1, 1, 1), t.repeat(2), told)
+            null, full = clean.double().chunk(2)
+            return flow.guide(null, null, full, config.text_scale, config.audio_scale)
         told = Conditions.cat([conditions.null(self.null), conditions.without_audio(), conditions])
         clean = self._clean(self.teacher, noisy.repeat(3, 1, 1, 1, 1), t.repeat(3), told)
         return flow.guide(*clean.double().chunk(3), config.text_scale, config.audio_scale)
@@ -239,14 +244,12 @@ class DmdObjective:
 
     def _cache_for(self, conditions: Conditions) -> KVCache:
         """The cache of all rollouts of a batch size: the graded passes keep copies, so it may be used again."""
-        reference, config = conditions.reference, self.student.config
+        reference = conditions.reference
         batch, _, _, height, width = reference.shape
         if batch not in self.caches:
-            self.caches[batch] = KVCache(
+            self.caches[batch] = new_cache(
+                self.student,
                 self.cache_config,
-                layers=config.layers,
-                heads=config.heads,
-                head_dim=config.head_dim,
                 rows=height // PATCH,
                 columns=width // PATCH,
                 batch=batch,

@@ -218,7 +218,7 @@ def scored_of(told, prefix=1, batch=2):
     return free, Scored(torch.cat([given, free[:, :, prefix:]], 2), given, replace(conditions, prefix=prefix))
 
 
-def test_guidance_is_that_of_flow_and_the_batch_of_three_equals_three_passes():
+def test_guidance_is_that_of_flow_and_passes_in_one_batch_equal_passes_alone():
     told = objective(text_scale=3.0, audio_scale=2.0)
     x, scored = scored_of(told)
     t, conditions = torch.tensor([700.0, 200.0], dtype=torch.float64), scored.conditions
@@ -227,6 +227,9 @@ def test_guidance_is_that_of_flow_and_the_batch_of_three_equals_three_passes():
     flows = [told.teacher(x, t, kind, FullAttention()) for kind in kinds]
     wanted = flow.x0_from_flow(x, flow.guide(*flows, 3.0, 2.0), t / 1000)
     assert torch.allclose(told.guided(x, t, conditions).float(), wanted, atol=1e-4)
+    told.config = replace(told.config, text_scale=3.0, audio_scale=3.0)
+    equal = flow.x0_from_flow(x, flow.guide(*flows, 3.0, 3.0), t / 1000)
+    assert torch.allclose(told.guided(x, t, conditions).float(), equal, atol=1e-4), "two passes are enough"
     told.config = replace(told.config, text_scale=1.0, audio_scale=1.0)
     plain = flow.x0_from_flow(x, flows[2], t / 1000)
     assert torch.allclose(told.guided(x, t, conditions).float(), plain, atol=1e-4)
