@@ -8,6 +8,8 @@ from livetalk.training.autoencoder import (
     AutoencoderConfig,
     AutoencoderObjective,
     latent_statistics,
+    motion_error,
+    moving_places,
     psnr,
     reconstruction_error,
     to_unit,
@@ -54,6 +56,28 @@ def test_long_clips_come_every_so_many_steps_with_as_many_frames(vae, clips, eve
     assert all(15 <= video.shape[0] * video.shape[2] <= 20 for video in shown)
 
 
+def test_crops_are_taken_where_pictures_move_and_are_more():
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.full((2, 9, 32, 48, 3), 100, dtype=torch.uint8)
+    clips[0, :, 18:22, 34:38] = torch.randint(0, 256, (9, 4, 4, 3), dtype=torch.uint8, generator=generator)
+    clips[1, :, 2:6, 2:6] = torch.randint(0, 256, (9, 4, 4, 3), dtype=torch.uint8, generator=generator)
+    places = moving_places(clips)
+    assert places.shape == (2, 4, 6) and torch.allclose(places.sum((1, 2)), torch.ones(2))
+    assert float(places[0, 2, 4]) > 0.99 and float(places[1, 0, 0]) > 0.99
+    config = AutoencoderConfig(frames=5, crop=16, long_frames=9, long_every=2)
+    objective = AutoencoderObjective(WanVAE(VAEConfig(base_dim=4, res_blocks=1)), clips, config)
+    shown = objective._sample(5, 2, generator)
+    assert shown.shape == (2 * 32 * 48 // 16**2, 3, 5, 16, 16)
+    assert (shown.std(dim=(1, 2, 3, 4)) > 0).all()  # nobody looks at the still rest
+    assert objective._sample(9, 2, generator).shape[3:] == (32, 48)
+
+
+@pytest.mark.parametrize("crop", [-8, 12, 24])
+def test_crops_that_cannot_be_are_refused(vae, clips, crop):
+    with pytest.raises(ValueError, match="multiple of 8 up to 16"):
+        AutoencoderObjective(vae, clips, AutoencoderConfig(crop=crop))
+
+
 def test_the_error_weighs_the_first_frame_as_a_latent_and_what_moves_more():
     still = torch.zeros(1, 3, 5, 8, 8)
     wrong = still.clone()
@@ -62,6 +86,14 @@ def test_the_error_weighs_the_first_frame_as_a_latent_and_what_moves_more():
     later[:, :, 1] = 0.5
     first, other = (float(reconstruction_error(still, decoded, 0.0)) for decoded in (wrong, later))
     assert first == pytest.approx(4 * other) and other == pytest.approx((0.5 + 2 * 0.25) / 5)
+
+
+def test_the_motion_error_sees_what_an_average_over_frames_loses():
+    video = torch.zeros(1, 3, 5, 8, 8)
+    video[:, :, 1::2] = 1
+    average = video.mean(2, keepdim=True).expand_as(video)
+    assert float(motion_error(video, average)) == 1
+    assert float(motion_error(video, video + 0.3)) == pytest.approx(0, abs=1e-6)
 
 
 def test_psnr_is_that_of_a_range_of_two():
