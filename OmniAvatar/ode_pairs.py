@@ -15,6 +15,7 @@ from torch import Tensor
 
 from livetalk import flow
 from livetalk.conditions import Conditions
+from livetalk.models.attention import Attend
 from livetalk.models.dit import WanDiT
 from OmniAvatar.sampling import Guidance, sample
 
@@ -48,9 +49,11 @@ def trajectory(
     *,
     steps: int = 48,
     guidance: Guidance,
+    attend: Attend | None = None,
 ) -> Tensor:
     """States [B, K + 1, F, C, h, w] of one window sampled from `noise` [B, C, F, h, w]: before the steps whose level is
     one of the K `timesteps`, and the result. Latent frame 0 is the clean reference at every level.
+    attend: as in sample.
     """
     wanted = set(stops(timesteps, steps))
     kept: list[Tensor] = []
@@ -59,7 +62,7 @@ def trajectory(
         if step in wanted:
             kept.append(rearrange(state, "b c f h w -> b f c h w"))
 
-    sample(dit, conditions, null_text, noise, steps=steps, guidance=guidance, visit=visit)
+    sample(dit, conditions, null_text, noise, steps=steps, guidance=guidance, attend=attend, visit=visit)
     return torch.stack(kept, dim=1)
 
 

@@ -76,12 +76,14 @@ def sample(
     steps: int = 50,
     guidance: Guidance = Guidance(),
     given: Tensor | None = None,
+    attend: Attend | None = None,
     visit: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Integrates the guided flow from `noise` [B, 16, F, h, w] to clean latents by Euler steps over the shifted levels.
 
     The state is at least float32, since 50 steps in bfloat16 would round it away; the result has the noise's type.
-    given: clean latents at the window's start (default: the reference image's latent, if there is one). visit: called
+    given: clean latents at the window's start (default: the reference image's latent, if there is one). attend: who
+    sees whom (default: all see all). visit: called
     with the number and state of each step before it is taken, and once with (steps, result).
     """
     frames = noise.shape[2]
@@ -89,7 +91,7 @@ def sample(
     conditions = replace(conditions, first=0, prefix=0 if given is None else given.shape[2])
     sigmas = [*flow.shifted_sigmas(steps).tolist(), 0.0]
     levels = [1000 * sigma for sigma in sigmas[:-1]]
-    guided = GuidedFlow(dit, conditions, null_text, frames, guidance, levels)
+    guided = GuidedFlow(dit, conditions, null_text, frames, guidance, levels, attend)
     x = noise.to(torch.promote_types(noise.dtype, torch.float32))
     for step, level in enumerate(levels):
         x = pin(x, given)

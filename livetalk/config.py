@@ -33,6 +33,7 @@ from livetalk.training.trainer import Learning, TrainConfig
 
 MOST_GUIDANCE = 100.0
 METHODS = ("teacher", "student", "student_ode")
+SOURCES = ("teacher", "teacher_causal")
 END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
@@ -126,12 +127,14 @@ class NanoRun:
 
 @dataclass(frozen=True)
 class TeacherRun:
-    """`scripts/train_teacher.sh`: the bidirectional teacher and its text encoder, by flow matching.
+    """`scripts/train_teacher.sh`: the teacher and its text encoder, by flow matching.
 
     family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames,
     longer than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the
     process only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one
-    encodes them. start: a family whose teacher and text encoder the run begins with. tracking: figures to Weights &
+    encodes them. start: a family whose teacher and text encoder the run begins with. With flow.causal the teacher (of
+    `start`, else of `family`) becomes one that sees no later blocks, part `teacher_causal`; its text encoder stays
+    as it is. tracking: figures to Weights &
     Biases, too (off, offline, online), as one of the runs of `project`.
     """
 
@@ -156,6 +159,11 @@ class TeacherRun:
     project: str = "livetalk"
 
 
+def _known_source(name: str) -> None:
+    if name not in SOURCES:
+        raise ValueError(f"source={name}: the parts whose trajectories a student can learn are {' and '.join(SOURCES)}")
+
+
 @dataclass(frozen=True)
 class PairsRun:
     """`scripts/generate_ode_pairs.sh`: trajectories of a family's teacher, to runs/NAME/pairs.
@@ -163,12 +171,14 @@ class PairsRun:
     count, held_out: pairs to train on and to judge by; shard: pairs a file, chunk: pairs a pass. Pictures, sound and
     prompts come from the world; or from a manifest of lines prompt@@image@@audio, the last of which are held out; or,
     to train on, from a folder of encoded clips. steps: of the teacher, visiting each of the student's timesteps. part
-    of parts: with parts > 1 the process makes only its part of the shards.
+    of parts: with parts > 1 the process makes only its part of the shards. source: the part whose trajectories they
+    are, teacher or teacher_causal.
     """
 
     run: str = "generate_ode_pairs"
     name: str = "nano"
     family: str = "livetalk/assets/nano"
+    source: str = "teacher"
     device: str = "auto"
     manifest: str = ""
     clips: str = ""
@@ -189,6 +199,9 @@ class PairsRun:
     geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
     world: WorldConfig = WorldConfig()
 
+    def __post_init__(self) -> None:
+        _known_source(self.source)
+
 
 @dataclass(frozen=True)
 class OdeRun:
@@ -197,13 +210,15 @@ class OdeRun:
     pairs: folder with train/ and dev/, by default runs/NAME/pairs; pairs_config: with which missing pairs are made
     first, a file of configs/ or a path, "" for not at all. chunk: pairs a pass when the student is judged, and `shown`:
     clips it is sampled for then, as `causal` and the cache of `geometry` say. The best checkpoint, which is exported,
-    is the one of lowest dev error. health: when the run warns and stops. tracking: figures, pictures and videos to
+    is the one of lowest dev error. source: the part that made the pairs, teacher or teacher_causal, with whose weights
+    the student begins. health: when the run warns and stops. tracking: figures, pictures and videos to
     Weights & Biases, too (off, offline, online), as one of the runs of `project`.
     """
 
     run: str = "train_ode"
     name: str = "nano"
     family: str = "livetalk/assets/nano"
+    source: str = "teacher"
     device: str = "auto"
     pairs: str = ""
     pairs_config: str = ""
@@ -217,14 +232,17 @@ class OdeRun:
     tracking: str = "off"
     project: str = "livetalk"
 
+    def __post_init__(self) -> None:
+        _known_source(self.source)
+
 
 @dataclass(frozen=True)
 class DmdRun:
     """`scripts/train_dmd.sh`: the causal student by Self-Forcing distribution matching, exported as part `student`.
 
     It starts from the ODE student, which is kept as part `student_ode`; teacher and critic start from the teacher.
-    pairs, pairs_config: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing ODE
-    student is trained first, "" for not at all. shown: clips the student is sampled for at every checkpoint. train:
+    pairs, pairs_config, source: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing
+    ODE student is trained first, "" for not at all. shown: clips the student is sampled for at every checkpoint. train:
     also how the student learns; critic: how the critic does. tracking, project: as in OdeRun.
 
     The best checkpoint, which is exported, is the one of highest A/V correlation, as the family's judges see it on
@@ -236,6 +254,7 @@ class DmdRun:
     run: str = "train_dmd"
     name: str = "nano"
     family: str = "livetalk/assets/nano"
+    source: str = "teacher"
     device: str = "auto"
     pairs: str = ""
     pairs_config: str = ""
@@ -250,6 +269,9 @@ class DmdRun:
     health: HealthConfig = HealthConfig()
     tracking: str = "off"
     project: str = "livetalk"
+
+    def __post_init__(self) -> None:
+        _known_source(self.source)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "audio": (AudioEncoder, AudioConfig),
     "text": (TextEncoder, TextConfig),
     "teacher": (WanDiT, DiTConfig),
+    "teacher_causal": (WanDiT, DiTConfig),
     "student": (WanDiT, DiTConfig),
     "student_ode": (WanDiT, DiTConfig),
 }
@@ -42,6 +43,7 @@ MADE_BY = {
     "judges": "train_nano",
     "text": "train_teacher",
     "teacher": "train_teacher",
+    "teacher_causal": "train_teacher",
     "student": "train_ode",
     "student_ode": "train_ode",
 }

@@ -76,7 +76,23 @@ def test_the_debug_chain(command, capsys):
     assert json.loads(Path("a.json").read_text())["height"] == 64
     capsys.readouterr()
 
-    assert command("evaluate", *QUICK["evaluate"]) == 0
+    before = {part: (family / part / "card.json").read_text() for part in ("text", "teacher")}
+    assert command("train_teacher", *QUICK["train_teacher"], "flow.causal=3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "checkpoint: runs/nano-debug/family/teacher_causal"
+    assert before == {part: (family / part / "card.json").read_text() for part in before}
+    words = shlex.split(lines[-1].removeprefix("use it: "))
+    assert words[:2] == ["bash", "scripts/generate_ode_pairs.sh"]
+    assert command("train_ode", "train.steps=1") == 0, "pairs of the bidirectional one"
+    capsys.readouterr()
+    assert command("train_ode", "train.steps=1", "source=teacher_causal", "pairs=runs/nano-debug/pairs") == 2
+    assert "pairs of another teacher" in capsys.readouterr().err
+    few = ["count=2", "held_out=1", "shard=2"]
+    assert command("generate_ode_pairs", *words[2:], *few, "name=causal") == 0
+    assert command("train_ode", "train.steps=1", "source=teacher_causal", "name=causal") == 0
+    capsys.readouterr()
+
+    assert command("evaluate", *QUICK["evaluate"], "methods=[teacher]") == 0
     shown = capsys.readouterr().out
     assert "configs/evaluate_debug.yaml" in shown.splitlines()[0] and "teacher, guidance 2" in shown
     assert any(Path(shown.splitlines()[-1]).rglob("*.md"))
@@ -104,6 +120,8 @@ MISTAKES = {
     ("train_nano", "vae_train.step=3"): "did you mean 'steps'",
     ("train_nano", "vae_train.steps=0"): "at least 1",
     ("train_teacher", "world.face_model=none.npz"): "bash scripts/train_nano.sh",
+    ("generate_ode_pairs", "source=critic"): "teacher and teacher_causal",
+    ("train_teacher", "flow.causal=7"): "flow.causal=7",
     ("evaluate", "family=none"): "bash scripts/train_nano.sh and bash scripts/train_teacher.sh",
     ("evaluate", "splits=dev"): "did you mean 'split'",
     ("make_world", "world.face_model=none.npz"): "scripts/build_face_model.sh",

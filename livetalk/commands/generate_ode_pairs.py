@@ -30,6 +30,7 @@ from livetalk.data.world.take import Take
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.geometry import FPS
 from livetalk.media import fit_image
+from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.parts import load_part, missing_parts, read_config, require_parts
 from livetalk.pipeline import read_request
@@ -39,7 +40,7 @@ from OmniAvatar.ode_pairs import clip_noise, stops, trajectory
 from OmniAvatar.sampling import Guidance
 
 log = logging.getLogger(__name__)
-PARTS = ("vae", "audio", "text", "teacher")
+ENCODERS = ("vae", "audio", "text")
 DEBUG_TEACHER = CONFIGS / "train_teacher_debug.yaml"
 HELD_OUT = "dev"
 SPLITS = ("train", HELD_OUT)
@@ -47,6 +48,7 @@ SPLITS = ("train", HELD_OUT)
 KEYS = """
 name=NAME              pairs go to runs/NAME/pairs; the same name continues where a run stopped
 family=FOLDER          the family whose teacher is followed
+source=teacher_causal  follow the causal teacher (train_teacher.sh flow.causal=3) instead of the bidirectional one
 count=N held_out=N     pairs to train on, and pairs to judge training by
 manifest=FILE          lines prompt@@image@@audio to use instead of the synthetic world; the last ones are held out
 clips=FOLDER           encoded clips, such as runs/NAME/clips, to train on instead of freshly made ones
@@ -102,10 +104,10 @@ def start_parts(run: PairsRun) -> None:
     """Sees to the family. Raises ValueError, with how to make them, if parts are missing; but a run on the head made in
     code, whose world needs no file, has them trained by the other debug runs."""
     alone = distributed.ranks() == 1
-    if alone and run.world.face_model == "tiny" and missing_parts(run.family, PARTS):
+    if alone and run.world.face_model == "tiny" and missing_parts(run.family, (*ENCODERS, run.source)):
         settings = load(DEBUG_TEACHER, run="train_teacher")
         train_teacher(replace(settings, name=run.name, family=run.family, device=run.device, world=run.world))
-    require_parts(run.family, PARTS)
+    require_parts(run.family, (*ENCODERS, run.source))
 
 
 class Generator:
@@ -114,7 +116,10 @@ class Generator:
     def __init__(self, run: PairsRun, device: torch.device) -> None:
         self.run, self.device = run, device
         self.dtype = precision_of("auto", device)
-        self.vae, self.audio, self.text, self.teacher = (load_part(run.family, name, device) for name in PARTS)
+        self.attend = BlockCausal(run.geometry.block) if run.source == "teacher_causal" else FullAttention()
+        self.vae, self.audio, self.text, self.teacher = (
+            load_part(run.family, name, device) for name in (*ENCODERS, run.source)
+        )
         self.fingerprints = {
             "teacher": encoded.fingerprint(self.teacher),
             "others": encoded.fingerprint(self.vae, self.audio, self.text),
@@ -230,6 +235,7 @@ class Generator:
                 run.timesteps,
                 steps=run.steps,
                 guidance=Guidance(run.text_scale, run.audio_scale),
+                attend=self.attend,
             )
         return states.to("cpu", pairs.STORED)
 
@@ -265,8 +271,8 @@ def read_manifest(path: str | Path) -> list[tuple[str, str, str]]:
 
 def memory(run: PairsRun) -> str:
     """What generating would take on one device: the teacher and the passes of one chunk."""
-    folder = Path(run.family) / "teacher"
-    config = read_config(folder, DiTConfig) if not missing_parts(run.family, ["teacher"]) else DiTConfig.nano()
+    folder = Path(run.family) / run.source
+    config = read_config(folder, DiTConfig) if not missing_parts(run.family, [run.source]) else DiTConfig.nano()
     with torch.device("meta"):
         teacher = WanDiT(config)
     geometry = run.geometry

@@ -67,7 +67,7 @@ def train_dmd(run: DmdRun, dry_run: bool = False) -> None:
         keep_ode_student(Path(run.family))
     distributed.wait()
     sources = train_ode.ready_pairs(run, device)
-    require_parts(run.family, ("vae", "text", "teacher"))
+    require_parts(run.family, ("vae", "text", "teacher", run.source))
     training = Training(run, sources, folder, device, tracker)
     training.fit()
     if first and training.lacks_student():
@@ -87,7 +87,8 @@ def ready_student(run: DmdRun) -> None:
     if lacking and run.ode_config and distributed.ranks() == 1:
         path = Path(run.ode_config)
         settings = load(path if path.is_absolute() else CONFIGS / path, run="train_ode")
-        train_ode.train_ode(replace(settings, name=run.name, family=run.family, device=run.device, pairs=run.pairs))
+        told = {"name": run.name, "family": run.family, "source": run.source, "device": run.device, "pairs": run.pairs}
+        train_ode.train_ode(replace(settings, **told))
 
 
 def keep_ode_student(family: Path) -> None:
@@ -121,7 +122,7 @@ class Training(train_ode.Training):
         student.requires_grad_(True)
         teacher, critic = (load_part(run.family, "teacher", device) for _ in range(2))
         text = load_part(run.family, "text", device)
-        fingerprint = encoded.fingerprint(teacher)
+        fingerprint = encoded.fingerprint(load_part(run.family, run.source))
         critic.requires_grad_(True)
 
         @torch.no_grad()

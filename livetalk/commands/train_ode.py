@@ -43,6 +43,7 @@ STUDENT = "student"
 KEYS = """
 name=NAME          pairs are read from runs/NAME/pairs, checkpoints and reports go to runs/NAME/ode
 family=FOLDER      the family whose teacher the student starts from, and which the student joins
+source=teacher_causal  pairs are the causal teacher's, and the student starts from that
 pairs=FOLDER       pairs to use instead
 train.steps=N      length of the schedule; train.until=N stops earlier, to go on later
 tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
@@ -63,7 +64,7 @@ def train_ode(run: OdeRun, dry_run: bool = False) -> None:
         print(f"train_ode: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
     tracker = tracker_of(run, folder)
     sources = ready_pairs(run, device)
-    require_parts(run.family, ("vae", "text", "teacher"))
+    require_parts(run.family, ("vae", "text", run.source))
     training = Training(run, sources, folder, device, tracker)
     training.fit()
     if first and (training.lacks_student() or not training.history()):
@@ -96,7 +97,7 @@ def pairs_run(run: OdeRun) -> PairsRun:
     """The run that makes this run's pairs."""
     path = Path(run.pairs_config)
     settings = load(path if path.is_absolute() else CONFIGS / path, run="generate_ode_pairs")
-    return replace(settings, name=run.name, family=run.family, device=run.device)
+    return replace(settings, name=run.name, family=run.family, device=run.device, source=run.source)
 
 
 class Training:
@@ -110,8 +111,7 @@ class Training:
 
     def __init__(self, run: OdeRun, sources: Path, folder: Path, device: torch.device, tracker: Tracker) -> None:
         self.prepare(run, folder, device, tracker)
-        student = load_part(run.family, "teacher", device)
-        self.probe = load_part(run.family, "teacher", device)
+        student, self.probe = (load_part(run.family, run.source, device) for _ in range(2))
         fingerprint = encoded.fingerprint(student)
         text = load_part(run.family, "text", device)
 

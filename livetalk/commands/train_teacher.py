@@ -1,4 +1,4 @@
-"""`bash scripts/train_teacher.sh`: the bidirectional teacher, by flow matching on clips of the synthetic world.
+"""`bash scripts/train_teacher.sh`: the teacher, by flow matching on clips of the synthetic world.
 
 Encodes the clips with the frozen VAE and audio encoder of a family, trains the transformer and the text encoder
 together, and exports both (parts `teacher` and `text`) into that family.
@@ -43,6 +43,7 @@ name=NAME              clips and checkpoints go to runs/NAME; the same name cont
 family=FOLDER          the family whose VAE and audio encoder encode the clips, and which the teacher joins
 train.steps=N          length of the schedule
 start=FOLDER           a family whose teacher and text encoder to begin with, instead of random weights
+flow.causal=3          fine-tune the family's teacher so that blocks of 3 latent frames see no later ones
 world.face_model=FILE  a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
 Without --config: configs/train_teacher.yaml where there is a GPU, else configs/train_teacher_debug.yaml.
 """
@@ -115,7 +116,8 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
         return
     device = distributed.join(device_of(run.device))
     settle_gpu()
-    folder = Path("runs") / run.name / "teacher"
+    made = made_parts(run)
+    folder = Path("runs") / run.name / made[0]
     own = (distributed.rank(), distributed.ranks())
     if own[0] == 0:
         print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
@@ -128,13 +130,13 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
         return
     trainer = trainer_of(run, folder, device)
     trainer.fit(lambda step: export(run, trainer), tracker.log)
-    if own[0] == 0 and missing_parts(run.family, ("teacher", "text")):
+    if own[0] == 0 and missing_parts(run.family, made):
         export(run, trainer)  # a run that had ended before, whose family is gone
     tracker.finish()
     distributed.leave()
     if own[0] == 0:
-        print(f"checkpoint: {Path(run.family) / 'teacher'}")
-        print(f"use it: {inference_command(run)}")
+        print(f"checkpoint: {Path(run.family) / made[0]}")
+        print(f"use it: {pairs_command(run) if run.flow.causal else inference_command(run)}")
 
 
 def prepare_clips(run: TeacherRun, folder: Path, device: torch.device, own: tuple[int, int]) -> bool:
@@ -159,14 +161,27 @@ def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
     dit = WanDiT(run.dit)
     initialise(dit, torch.Generator().manual_seed(run.train.seed))
     dit.to(device)
-    if run.start:
-        dit.load_state_dict(load_part(run.start, "teacher").state_dict())
-        text.load_state_dict(load_part(run.start, "text").state_dict())
+    start = run.start or (run.family if run.flow.causal else "")
+    if start:
+        require_parts(start, ("teacher", "text"))
+        dit.load_state_dict(load_part(start, "teacher").state_dict())
+        text.load_state_dict(load_part(start, "text").state_dict())
+    text.requires_grad_(not run.flow.causal)
     prompts = prompt_tokens(text, clips.prompts, device)
     if run.train.compile:
         for block in dit.blocks:
             block.compile()
     return Trainer(FlowMatchingObjective(dit, text, clips, prompts, run.flow), run.train, folder, device)
+
+
+def made_parts(run: TeacherRun) -> tuple[str, ...]:
+    """The parts that the run adds to its family, the transformer first."""
+    return ("teacher_causal",) if run.flow.causal else ("teacher", "text")
+
+
+def pairs_command(run: TeacherRun) -> str:
+    """The command that makes pairs with this run's causal teacher."""
+    return f"bash scripts/generate_ode_pairs.sh family={run.family} source={made_parts(run)[0]}"
 
 
 def inference_command(run: TeacherRun) -> str:
@@ -186,9 +201,11 @@ def inference_command(run: TeacherRun) -> str:
 def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:
     """Writes the parts into the family, at every checkpoint, so that a run cut short leaves a teacher too."""
     card = card_of(run, trainer, trainer.scalars)
-    text = {published_name(name): value for name, value in weights_of(trainer, "text").items()}
-    export_part(run.family, "teacher", run.dit, weights_of(trainer, "dit"), card)
-    export_part(run.family, "text", run.text, text, card)
+    made = made_parts(run)
+    export_part(run.family, made[0], run.dit, weights_of(trainer, "dit"), card)
+    if "text" in made:
+        text = {published_name(name): value for name, value in weights_of(trainer, "text").items()}
+        export_part(run.family, "text", run.text, text, card)
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Flow matching for the bidirectional teacher, with its text encoder trained along and conditions dropped at random."""
+"""Flow matching for the teacher, with its text encoder trained along and conditions dropped at random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from livetalk import flow
 from livetalk.conditions import Conditions, group_audio
 from livetalk.data.encoded import EncodedClips
-from livetalk.models.attention import FullAttention
+from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.text import TextEncoder
 from livetalk.training.losses import flow_loss
@@ -22,6 +22,7 @@ class FlowMatchingConfig:
 
     prefix: clean latents at the start of a window that continues a clip (sampled with share `continued`);
     shift: of the training levels towards noise; moving: extra weight of what moves (losses.moving_weight).
+    causal: latent frames of a block that sees itself and earlier blocks only (0: every frame sees all).
     """
 
     drop_audio: float = 0.1
@@ -31,6 +32,13 @@ class FlowMatchingConfig:
     shift: float = 3.0
     moving: float = 0.5
     latents: int = 21
+    causal: int = 0
+
+    def __post_init__(self) -> None:
+        if self.causal < 0 or self.causal > self.latents:
+            raise ValueError(
+                f"flow.causal={self.causal}: choose 0 (bidirectional) or up to {self.latents} frames a block"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class FlowMatchingObjective:
                 "is longer than its prefix and no longer than a clip"
             )
         self.dit, self.text, self.clips, self.prompts, self.config = dit, text, clips, prompts, config
+        self.attend = BlockCausal(config.causal) if config.causal else FullAttention()
 
     def modules(self) -> dict[str, nn.Module]:
         return {"dit": self.dit, "text": self.text}
@@ -70,7 +79,7 @@ class FlowMatchingObjective:
         noise = torch.randn(x0.shape, generator=generator, device=device)
         given = torch.arange(x0.shape[2], device=device) < conditions.prefix
         xt = torch.where(given[:, None, None], x0, flow.add_noise(x0, noise, sigma))
-        predicted = self.dit(xt, 1000 * sigma, conditions, FullAttention())
+        predicted = self.dit(xt, 1000 * sigma, conditions, self.attend)
         loss = flow_loss(predicted, x0, noise, skip=given.expand(batch, -1), moving=self.config.moving)
         return loss, {}
 

@@ -9,7 +9,7 @@ from torch import nn
 from livetalk.conditions import group_audio
 from livetalk.data.encoded import EncodedClips
 from livetalk.geometry import frame_span
-from livetalk.models.attention import FullAttention
+from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.text import TextConfig, TextEncoder
 from livetalk.training.teacher import FlowMatchingConfig, FlowMatchingObjective, Prompts
@@ -66,6 +66,22 @@ def clip_and_start(x0):
 @pytest.mark.parametrize("share", [0.0, 0.35, 0.4, 1.0])
 def test_the_share_of_continued_windows_is_exact(share):
     assert kinds(share, 100).count(CONFIG.prefix) == pytest.approx(100 * share, abs=1e-6)
+
+
+def test_a_causal_teacher_sees_no_later_blocks():
+    torch.manual_seed(0)
+    made = objective(causal=2)
+    assert made.attend == BlockCausal(2) and objective().attend == FullAttention()
+    x0, conditions = made.sample(0, 2, generator())
+    x0 = torch.randn(x0.shape)
+    later = x0.clone()
+    later[:, :, 4:] += 1
+    with torch.no_grad():
+        for block in made.dit.blocks:
+            block.modulation.add_(0.5)
+        torch.nn.init.normal_(made.dit.head.head.weight)
+        one, other = (made.dit(x, torch.full((2,), 500.0), conditions, made.attend) for x in (x0, later))
+    assert torch.equal(one[:, :, :4], other[:, :, :4]) and not torch.allclose(one[:, :, 4:], other[:, :, 4:])
 
 
 def test_clips_no_longer_than_a_window_are_never_continued():
