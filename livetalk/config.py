@@ -76,7 +76,7 @@ class InferenceRun:
 
     run: str = "inference"
     model: str = "nano"
-    sampler: str = "teacher"
+    sampler: str = "causal"
     image: str = ""
     audio: str = ""
     prompt: str = ""

@@ -25,7 +25,7 @@ from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.models.layouts import MERGE, Layout, present, vae_diffusers
 from livetalk.models.text import TextConfig, TextEncoder, hub_tokenizer
 from livetalk.models.vae import VAEConfig, WanVAE
-from livetalk.parts import Part, audio_name, family_part, require_parts, text_name
+from livetalk.parts import Part, audio_name, family_part, missing_parts, require_parts, text_name
 from livetalk.pipeline import LiveTalkPipeline, Progress, Sampler, no_progress
 from livetalk.rollout import Noise, gaussian, new_cache, rollout
 from OmniAvatar.sampling import Guidance, covered, sample_clip, windows
@@ -175,7 +175,9 @@ def _family_parts(run: InferenceRun) -> list[Part]:
     try:
         require_parts(folder, ("vae", "audio", "text", generator))
     except ValueError as error:
-        raise ValueError(f"model {run.model}: {error}") from error
+        others = [name for name, part in GENERATORS.items() if part != generator and not missing_parts(folder, [part])]
+        hint = f", or use sampler={others[0]}" if others else ""
+        raise ValueError(f"model {run.model}: {error}{hint}") from error
     return [
         *(family_part(folder, name) for name in ("vae", "audio", "text")),
         replace(family_part(folder, generator), name="generator"),

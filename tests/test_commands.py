@@ -182,7 +182,7 @@ def test_memory_is_counted_exactly_where_it_can_be():
 
 
 def test_the_inference_command_says_only_what_differs():
-    assert inference_command(TeacherRun()) == "bash scripts/inference.sh"
+    assert inference_command(TeacherRun()) == "bash scripts/inference.sh sampler=teacher"
     run = TeacherRun(family="runs/a", flow=FlowMatchingConfig(latents=12, prefix=3))
-    wanted = "bash scripts/inference.sh model=runs/a geometry.clip_latents=12 teacher.prefix=3"
+    wanted = "bash scripts/inference.sh model=runs/a sampler=teacher geometry.clip_latents=12 teacher.prefix=3"
     assert inference_command(run) == wanted

@@ -87,7 +87,7 @@ MISTAKES = {
     "output=/proc/none/a.mp4": "cannot be made",
     "output_path=a.txt": "does not end in .mp4",
     "model=nan0": "did you mean 'nano'",
-    "model=livetalk-1.3b": "use sampler=causal",
+    "model=omniavatar-1.3b": "use sampler=teacher",
     "model=folder": "no weights for vae",
     "sampler=student": "sampler 'student' is not known",
     "precision=int3": "precision 'int3'",
@@ -160,11 +160,19 @@ def test_weights_that_do_not_fit_are_refused(folder, run, tiny_family, capsys):
     assert "does not describe a VAEConfig" in capsys.readouterr().err and not list(folder.glob(".a*"))
 
 
+def test_a_family_without_a_student_names_its_teacher(folder, run, tiny_family, capsys):
+    shutil.copytree(tiny_family, "young")
+    shutil.rmtree("young/student")
+    assert run("model=young") == 2
+    line = capsys.readouterr().err
+    assert "no weights for student" in line and "bash scripts/train_ode.sh" in line and "sampler=teacher" in line
+
+
 def test_a_stop_cleans_up(folder, run, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("livetalk.families.sample_clip", stop)
+    monkeypatch.setattr("livetalk.families.rollout", stop)
     before = sorted(folder.rglob("*"))
     assert run("output=new/a.mp4") == 130
     assert sorted(folder.rglob("*")) == before and "stopped" in capsys.readouterr().err
@@ -174,7 +182,7 @@ def test_our_own_mistakes_are_not_hidden(run, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("livetalk.families.sample_clip", fail)
+    monkeypatch.setattr("livetalk.families.rollout", fail)
     with pytest.raises(RuntimeError, match="ours"):
         run("output=a.mp4")
     assert not Path("a.mp4").exists()

@@ -189,6 +189,7 @@ def inference_command(run: TeacherRun) -> str:
     default = InferenceRun()
     wanted = {
         "model": default.model if run.family == TeacherRun().family else run.family,
+        "sampler": "teacher",
         "geometry.height": run.world.size,
         "geometry.width": run.world.size,
         "geometry.clip_latents": run.flow.latents,
