@@ -32,6 +32,7 @@ from livetalk.models.vae import WanVAE
 from livetalk.models.weights import load_into, tensors_of
 from livetalk.parts import Card, export_part, load_part
 from livetalk.training import audio as audio_training
+from livetalk.training import distributed
 from livetalk.training.audio import AudioObjective, LabelledSound
 from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr, to_unit
 from livetalk.training.trainer import TrainConfig, Trainer
@@ -146,6 +147,13 @@ def card_of(run: Any, trainer: Trainer, figures: dict[str, float]) -> Card:
     return Card(run.world.seed, trainer.step, {name: round(value, 5) for name, value in figures.items()}, flat(run))
 
 
+def export(run: NanoRun, name: str, config: Any, module: nn.Module, trainer: Trainer, found: dict[str, float]) -> None:
+    """Writes part `name` into the run's family, in the first process, with what was found of it on its card."""
+    log.info("%s: %s", name, found)
+    if distributed.rank() == 0:
+        export_part(run.family, name, config, module.state_dict(), card_of(run, trainer, found))
+
+
 def weights_of(trainer: Trainer, name: str) -> dict[str, Tensor]:
     """The weights to use of one of the objective's modules."""
     start = f"{name}."
@@ -163,8 +171,7 @@ def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: t
     mean, deviation = latent_statistics(vae, train.frames[:128])
     config = replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))
     found = reconstruction(vae, held_out.frames)
-    log.info("vae: %s", found)
-    export_part(run.family, "vae", config, vae.state_dict(), card_of(run, trainer, found))
+    export(run, "vae", config, vae, trainer, found)
 
 
 def train_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
@@ -173,8 +180,7 @@ def train_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, devic
     vae.conv2.requires_grad_(True)
     trainer = fit_vae(vae, run, run.decoder_train, train, folder, device)
     found = reconstruction(vae, held_out.frames)
-    log.info("decoder: %s", found)
-    export_part(run.family, "vae", vae.config, vae.state_dict(), card_of(run, trainer, found))
+    export(run, "vae", vae.config, vae, trainer, found)
 
 
 def fit_vae(
@@ -213,8 +219,7 @@ def train_judges(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device
     objective.load_state_dict(weights_of(trainer, "judges"))
     parts = torch.arange(len(held_out.frames), device=device).split(16)
     found = objective.eval().evaluate([held_out.batch(part) for part in parts])
-    log.info("judges: %s", found)
-    export_part(run.family, "judges", judges.config, judges.state_dict(), card_of(run, trainer, found))
+    export(run, "judges", judges.config, judges, trainer, found)
 
 
 def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
@@ -228,21 +233,22 @@ def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device:
         module.load_state_dict(weights_of(trainer, name))
     curves = torch.stack([train.tracks["mouth_open"], train.tracks["mouth_width"]], dim=-1)
     found = audio_training.figures(encoder, heads, held_out.sound(curves.mean((0, 1)), curves.std((0, 1))))
-    log.info("audio: %s", found)
-    export_part(run.family, "audio", run.audio, encoder.state_dict(), card_of(run, trainer, found))
+    export(run, "audio", run.audio, encoder, trainer, found)
 
 
 def train_nano(run: NanoRun, dry_run: bool = False) -> None:
     """Runs the stages from `run.first` to `run.last`; the last line printed is the family's folder."""
     chosen = _stages(run)
-    device = device_of(run.device)
     if dry_run:
         print(memory(run, chosen))
         return
+    device = distributed.join(device_of(run.device))
     settle_gpu()
     folder = Path("runs") / run.name
-    print(f"train_nano: {run.name} on {device}, stages {', '.join(chosen)}, checkpoints in {folder}")
-    workers = min(run.workers, os.cpu_count() or 1)
+    first = distributed.rank() == 0
+    if first:
+        print(f"train_nano: {run.name} on {device}, stages {', '.join(chosen)}, checkpoints in {folder}", flush=True)
+    workers = min(run.workers, os.cpu_count() or 1) // distributed.ranks()
     pictures = chosen != ("audio",)
     with World(run.world, device=device, workers=workers if run.clips > 64 else 0) as world:
         if run.frames_from:
@@ -256,7 +262,10 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
         started = time.monotonic()
         stages[stage](run, train, held_out, folder / stage, device)
         log.info("stage %s took %.1f s", stage, time.monotonic() - started)
-    print(f"weights: {run.family}")
+        distributed.wait()
+    distributed.leave()
+    if first:
+        print(f"weights: {run.family}")
 
 
 def _stages(run: NanoRun) -> tuple[str, ...]:

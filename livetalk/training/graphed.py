@@ -23,8 +23,8 @@ class GraphedStep:
     outside. What it returns is overwritten by the next call of any kind.
 
     The first step of a kind runs eagerly: on its shapes compilers compile, cuDNN measures, libraries take their
-    workspace, and the optimiser of whoever learns for the first time makes its state, which must outlive the graph's
-    own memory. The second is captured.
+    workspace, processes find each other, and the optimiser of whoever learns for the first time makes its state, which
+    must outlive the graph's own memory. The second is captured.
     """
 
     def __init__(self, step: Step, device: torch.device) -> None:
@@ -66,6 +66,7 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # With several processes NCCL's watchdog asks for the state of its events meanwhile, from a thread of its own.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             out = self.step(self.generator)
         return graph, out

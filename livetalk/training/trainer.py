@@ -172,8 +172,6 @@ class Trainer:
         self.device = torch.device(device)
         self.modules = nn.ModuleDict(objective.modules()).to(self.device)
         self.graphed = GraphedStep(self._learn, self.device) if config.graph and self.on_gpu else None
-        if self.graphed and distributed.ranks() > 1:
-            raise ValueError("graph=true is for one process: train with graph=false")
         assert not players or set(players) == set(self.modules)
         captured = self.graphed is not None
         self.players = {

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,17 +21,20 @@ CONFIG = TrainConfig(steps=6, batch=8, warmup=1, lr=0.05, precision="fp32", ema=
 class Rows:
     """Regression on eight fixed rows, of which every process takes its share; keeps what its generators gave."""
 
-    def __init__(self):
+    def __init__(self, device="cpu"):
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
-        self.rows = torch.randn(8, 2)
+        self.rows = torch.randn(8, 2).to(device)
         self.drawn = []
 
     def modules(self):
         return {"net": self.net}
 
+    def kind(self, step):
+        return step % 2
+
     def loss(self, step, batch, generator):
-        self.drawn.append(torch.rand(2, generator=generator))
+        self.drawn.append(torch.rand(2, generator=generator, device=generator.device))
         x = self.rows[distributed.rank() * batch :][:batch]
         return (self.net(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
@@ -59,14 +63,34 @@ def work(rank, port, folder):
     distributed.leave()
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pair")
+def work_captured(rank, port, folder):
+    """One of two processes with a card each: trains eagerly, then with captured steps."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    device = distributed.join(torch.device("cuda"))
+    nets = []
+    for graph in (False, True):
+        objective = Rows(device)
+        config = replace(CONFIG, steps=40, graph=graph, save_every=40)
+        Trainer(objective, config, Path(folder) / str(graph), device).fit()
+        nets.append({name: value.cpu() for name, value in objective.net.state_dict().items()})
+    torch.save(nets, Path(folder) / f"{rank}.pt")
+    distributed.leave()
+
+
+def in_pairs(act, folder):
+    """Runs act(rank, port, folder) in two processes; returns what they left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (port, str(folder)), nprocs=2)
-    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    mp.spawn(act, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    return folder, in_pairs(work, folder)
 
 
 def test_two_processes_train_as_one(pair, tmp_path):
@@ -98,6 +122,16 @@ def test_a_seed_gives_every_process_its_own_numbers(pair):
 def test_processes_train_on_different_draws(pair):
     first, second = (torch.stack(two["drawn"]) for two in pair[1])
     assert not (first == second).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_captured_steps_of_two_processes_equal_eager_ones(tmp_path):
+    first, second = in_pairs(work_captured, tmp_path)
+    eager, captured = first
+    for name, value in captured.items():
+        assert torch.equal(value, second[1][name]), name
+        assert torch.allclose(value, eager[name], atol=1e-5), name
 
 
 def test_alone_nothing_happens(monkeypatch):
