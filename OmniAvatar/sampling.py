@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from livetalk import flow
-from livetalk.conditions import Conditions
+from livetalk.conditions import Conditions, pin
 from livetalk.models.attention import Attend, FullAttention
 from livetalk.models.dit import WanDiT
 
@@ -57,13 +57,6 @@ class GuidedFlow:
         """The network computes in the conditions' precision; the sum of its predictions is in that of the state x."""
         own = x.to(self.dtype)
         return sum(weight * self.dit(own, level, prepared, self.attend).to(x.dtype) for weight, prepared in self.terms)
-
-
-def pin(x: Tensor, given: Tensor | None) -> Tensor:
-    """Overwrites the first latent frames with the ones that are given clean [B, 16, 1.., h, w]."""
-    if given is None:
-        return x
-    return torch.cat([given.to(x), x[:, :, given.shape[2] :]], dim=2)
 
 
 @torch.no_grad()

@@ -25,6 +25,11 @@ def group_audio(features: Tensor) -> Tensor:
     return torch.cat([first, features], dim=1).reshape(batch, -1, TIME_STRIDE * channels)
 
 
+def pin(latents: Tensor, given: Tensor | None) -> Tensor:
+    """Latents [B, C, F, h, w] with the first frames overwritten by those that are given clean [B, C, 1.., h, w]."""
+    return latents if given is None else torch.cat([given.to(latents), latents[:, :, given.shape[2] :]], dim=2)
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Conditions of `frames` consecutive latent frames, the first of which has index `first` in its clip.
@@ -52,6 +57,12 @@ class Conditions:
                 f"asked for {start} to {start + count - 1}"
             )
         return replace(self, audio=self.audio[:, low : low + count], first=start)
+
+    @property
+    def image(self) -> Tensor | None:
+        """What latent frame 0 of the clip is, before every pass and in the result: the reference image's latent. None
+        for frames that begin later, and where there is no image."""
+        return None if self.first else self.reference
 
     def without_audio(self) -> Conditions:
         """The same with silence as "no audio": zero features before the audio pack."""

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
+from livetalk.evaluation.ablations import AblateRun
 from livetalk.evaluation.judges import JudgesConfig
 from livetalk.evaluation.objective import ObjectiveConfig
 from livetalk.geometry import Geometry
@@ -172,7 +173,8 @@ class PairsRun:
     prompts come from the world; or from a manifest of lines prompt@@image@@audio, the last of which are held out; or,
     to train on, from a folder of encoded clips. steps: of the teacher, visiting each of the student's timesteps. part
     of parts: with parts > 1 the process makes only its part of the shards. source: the part whose trajectories they
-    are, teacher or teacher_causal.
+    are, teacher or teacher_causal. spoiled: share of the pairs to train on whose picture is blurred or wrongly cropped
+    and whose prompt describes no motion (data/spoil.py), to see what curated conditions are worth.
     """
 
     run: str = "generate_ode_pairs"
@@ -195,12 +197,19 @@ class PairsRun:
     audio_scale: float = 2.0
     negative_prompt: str = ""
     seed: int = 0
+    spoiled: float = 0.0
     compile: bool = False
     geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
     world: WorldConfig = WorldConfig()
 
     def __post_init__(self) -> None:
         _known_source(self.source)
+        if not 0 <= self.spoiled <= 1:
+            raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
+        if self.spoiled and (self.manifest or self.clips):
+            raise ValueError(
+                f"spoiled={self.spoiled}: only pairs of the synthetic world are spoiled, leave manifest= and clips= out"
+            )
 
 
 @dataclass(frozen=True)
@@ -331,6 +340,7 @@ RUNS: dict[str, type] = {
     "train_ode": OdeRun,
     "train_dmd": DmdRun,
     "evaluate": EvaluateRun,
+    "ablate": AblateRun,
     "make_world": WorldSamples,
 }
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from livetalk import flow
-from livetalk.conditions import Conditions
+from livetalk.conditions import Conditions, pin
 from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
 
@@ -36,13 +36,6 @@ def new_cache(
     return KVCache(config, rows=rows, columns=columns, batch=batch, dtype=dtype, device=device, **sizes)
 
 
-def pin(latents: Tensor, conditions: Conditions) -> Tensor:
-    """Latent frame 0 of a clip is the reference image's: overwritten before every pass and in the result."""
-    if conditions.first or conditions.reference is None:
-        return latents
-    return torch.cat([conditions.reference.to(latents), latents[:, :, 1:]], dim=2)
-
-
 def denoise_block(
     dit: WanDiT,
     conditions: Conditions,
@@ -66,7 +59,7 @@ def denoise_block(
     shape = (conditions.text.shape[0], dit.config.out_channels, frames, 2 * cache.rows, 2 * cache.columns)
     x = noise(shape)
     for index, level in enumerate(levels):
-        x = pin(x, conditions)
+        x = pin(x, conditions.image)
         last = index + 1 == len(levels)
         if graded and last:
             # Before pytorch#165068 autocast keeps casts of weights made without gradient, which cuts the weights off.
@@ -75,7 +68,7 @@ def denoise_block(
             x0 = flow.x0_from_flow(x, dit(x, level, prepared, cache), flow.sigma_of(level))
         if not last:
             x = flow.add_noise(x0, noise(shape), flow.sigma_of(levels[index + 1]))
-    x0 = pin(x0, conditions)
+    x0 = pin(x0, conditions.image)
     with torch.no_grad():
         dit(x0, CLEAN, prepared, cache)
     return x0

@@ -182,6 +182,7 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     rebuilt = reconstruction_table(bench.family.reconstruct, clips, bench.judges, bench.config, device)
     title = f"{run.split}, {len(clips)} clips, {run.steps} steps"
     report, baseline = bench.measured(clips, title, reconstruct=True)
+    write_report(report, Path(run.output) / "generation")  # what follows adds to it: a run that is stopped leaves this
     if run.timing:
         bench.timing_rows(report, clips[0], baseline)
     if run.long_seconds:
@@ -307,26 +308,39 @@ class Bench:
 
     def long_rows(self, report: Report) -> None:
         """The last END_SECONDS of long clips against the first, for every long method that is measured at all."""
-        run, frames, kept = self.run, self.run.long_seconds * FPS, END_SECONDS * FPS
-        asked, students = run.long_methods, self.family.students
+        run, students = self.run, self.family.students
+        asked = run.long_methods
         methods = self.family.teachers if "teacher" in asked else {}
         methods |= {own: students[own] for part, own in STUDENTS.items() if part in asked and own in students}
         if not methods:
             log.info("no long clips: none of long_methods=[%s] is measured", ", ".join(run.long_methods))
             return
+        clips, ends = self.long_footage()
+        for name, method in methods.items():
+            self.drift(report, name, method, int(report.value(name, "A/V lag (frames)")), clips, ends)
+
+    def long_footage(self) -> tuple[list[EvaluationClip], list[Ends]]:
+        """Long clips, and the two ends of each."""
+        run, kept = self.run, END_SECONDS * FPS
+        frames = run.long_seconds * FPS
         clips = make_clips(run.world, run.split, run.long_clips, frames, self.device, run.workers, long=True)
         tracks = [
             {name: np.concatenate([clip.tracks[name][:kept], clip.tracks[name][-kept:]]) for name in DRIFT_TRACKS}
             for clip in clips
         ]
-        both = [Ends(c.frames, c.reference, track, c.prompt) for c, track in zip(clips, tracks, strict=True)]
+        return clips, [Ends(c.frames, c.reference, track, c.prompt) for c, track in zip(clips, tracks, strict=True)]
+
+    def drift(
+        self, report: Report, name: str, method: Method, lag: int, clips: list[EvaluationClip], ends: list[Ends]
+    ) -> None:
+        """The rows of one method on long clips, read at its lag."""
+        run = self.run
         groups = [clips[start : start + run.batch] for start in range(0, len(clips), run.batch)]
-        for name, method in methods.items():
-            videos = torch.cat([self.family.ends(method, group, frames, kept) for group in groups])
-            lag = int(report.value(name, "A/V lag (frames)"))
-            note = f"{len(clips)} clips of {run.long_seconds} s"
-            drift_rows(report, name, videos, both, self.judges, END_SECONDS, lag, note)
-            log.info("%s: %s done", name, note)
+        sizes = run.long_seconds * FPS, END_SECONDS * FPS
+        videos = torch.cat([self.family.ends(method, group, *sizes) for group in groups])
+        note = f"{len(clips)} clips of {run.long_seconds} s"
+        drift_rows(report, name, videos, ends, self.judges, END_SECONDS, lag, note)
+        log.info("%s: %s done", name, note)
 
 
 def _frames(clips: Sequence[EvaluationClip]) -> Tensor:

@@ -18,7 +18,7 @@ from livetalk.devices import precision_of
 from livetalk.evaluation import metrics
 from livetalk.evaluation.evaluate import POSE, image_figures
 from livetalk.evaluation.judges import Judges, load_judges
-from livetalk.evaluation.report import contact_sheet
+from livetalk.evaluation.report import contact_sheet, finite
 from livetalk.geometry import frame_span
 from livetalk.media import VideoWriter
 from livetalk.models.vae import WanVAE
@@ -36,6 +36,11 @@ def pixels(video: Tensor) -> Tensor:
     return rearrange(video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8), "b c t h w -> b t h w c")
 
 
+def moves(latents: Tensor) -> Tensor:
+    """Mean change [B] between latent frames of [B, C, F, h, w]; the step from the reference image is left out."""
+    return (latents[:, :, 2:] - latents[:, :, 1:-1]).abs().mean(dim=(1, 2, 3, 4))
+
+
 def likeness(latents: Tensor, truth: Tensor, block: int) -> dict[str, float]:
     """Of the student's and the teacher's latents [B, C, F, h, w] for the same conditions.
 
@@ -43,13 +48,11 @@ def likeness(latents: Tensor, truth: Tensor, block: int) -> dict[str, float]:
     seam_ratio.
     """
 
-    def moves(x: Tensor) -> float:
-        return float((x[:, :, 2:] - x[:, :, 1:-1]).abs().mean())
-
     def contrast(x: Tensor) -> float:
         return float(x[:, :, 1:].std(dim=(3, 4)).mean())
 
-    figures = {"motion": moves(latents) / moves(truth), "contrast": contrast(latents) / contrast(truth)}
+    motion = float(moves(latents).mean() / moves(truth).mean())
+    figures = {"motion": motion, "contrast": contrast(latents) / contrast(truth)}
     if latents.shape[2] > block:
         figures |= {"seams": seam_ratio(latents, block), "seams of the teacher": seam_ratio(truth, block)}
     return figures
@@ -120,20 +123,37 @@ class Examination:
     def figures_of(self, seen: Seen) -> dict[str, float]:
         """Means over clips. The mouth is held against the truth's, where that is known, over frames with speech; and
         against the teacher's. What no clip can tell, as a correlation in silence, is left out."""
-        figures = {name: float(values.mean()) for name, values in seen.images.items()}
+        means = {name: metrics.mean_or_nan(values) for name, values in self.clip_figures(seen).items()}
+        figures = {name: value for name, value in means.items() if not math.isnan(value)}
+        return figures | ({"A/V lag": float(self._sync(seen).lag)} if seen.tracks and self.known else {})
+
+    def clip_figures(self, seen: Seen) -> dict[str, np.ndarray]:
+        """The same for each clip [N]; nan where a clip cannot tell."""
+        found = {name: values.double().cpu().numpy() for name, values in seen.images.items()}
         if seen.identity is None:
-            return figures
+            return found
         # The first frame is the reference image's, given to teacher and student alike.
-        figures["identity similarity"] = float((seen.identity[:, 1:] * self.seen.identity[:, :1]).sum(-1).mean())
+        alike = (seen.identity[:, 1:] * self.seen.identity[:, :1]).sum(-1).mean(1)
+        found["identity similarity"] = alike.double().cpu().numpy()
         opening, teacher = (one.tracks["mouth_open"] for one in (seen, self.seen))
-        speech = self.known["speech"] > 0.5 if self.known else np.ones(opening.shape, bool)
-        curves = {"mouth like the teacher's": metrics.masked_pearson(opening, teacher, speech)}
+        found["mouth like the teacher's"] = metrics.masked_pearson(opening, teacher, self._speech(opening))
         if self.known:
-            found = metrics.av_correlation(opening, self.known[TRACKS[0]], speech)
-            curves["A/V correlation"] = found.per_clip
-            figures["A/V lag"] = float(found.lag)
-        means = {name: metrics.mean_or_nan(values) for name, values in curves.items()}
-        return figures | {name: value for name, value in means.items() if not math.isnan(value)}
+            found["A/V correlation"] = self._sync(seen).per_clip
+        return found
+
+    def _sync(self, seen: Seen) -> metrics.Sync:
+        opening = seen.tracks["mouth_open"]
+        return metrics.av_correlation(opening, self.known[TRACKS[0]], self._speech(opening))
+
+    def _speech(self, opening: np.ndarray) -> np.ndarray:
+        """The frames [N, T] in which mouths count: with speech, where that is known."""
+        return self.known["speech"] > 0.5 if self.known else np.ones(opening.shape, bool)
+
+    def per_clip(self, latents: Tensor, seen: Seen) -> dict[str, list[float | None]]:
+        """clip_figures of a student, and its motion over the teacher's mean; None where a clip cannot tell."""
+        found = self.clip_figures(seen)
+        found["motion"] = (moves(latents) / moves(self.truth).mean()).double().cpu().numpy()
+        return {name: [finite(float(f"{value:.6g}")) for value in values] for name, values in found.items()}
 
     def show(self, seen: Seen, folder: Path, name: str) -> dict[str, Path]:
         """Writes sheets/NAME.png and videos/NAME.mp4 of the first clips, the teacher's above the student's."""

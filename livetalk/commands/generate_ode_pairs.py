@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from livetalk.commands.train_teacher import train_teacher
 from livetalk.conditions import Conditions, group_audio
 from livetalk.config import PairsRun, load
 from livetalk.data import encoded, pairs
+from livetalk.data.spoil import spoil_picture, spoilt
 from livetalk.data.world.clip import World
 from livetalk.data.world.motion import Motion
 from livetalk.data.world.take import Take
@@ -53,6 +54,7 @@ count=N held_out=N     pairs to train on, and pairs to judge training by
 manifest=FILE          lines prompt@@image@@audio to use instead of the synthetic world; the last ones are held out
 clips=FOLDER           encoded clips, such as runs/NAME/clips, to train on instead of freshly made ones
 text_scale=S audio_scale=S  the teacher's guidance
+spoiled=S              share of the pairs to train on with a bad picture and a prompt without motion, for comparisons
 part=I parts=N         this process makes every N-th shard from the I-th on, so that several share the work
 Without --config: configs/generate_ode_pairs.yaml where there is a GPU, else configs/generate_ode_pairs_debug.yaml.
 """
@@ -80,8 +82,8 @@ def generate_ode_pairs(run: PairsRun, dry_run: bool = False) -> None:
         print(f"pairs: {folder}" if run.parts == 1 else f"part {run.part} of {run.parts} is in {folder}")
 
 
-def make_pairs(run: PairsRun, device: torch.device, part: tuple[int, int]) -> None:
-    """Both folders in runs/NAME/pairs, as far as they are not there yet: every n-th shard from the i-th on."""
+def make_pairs(run: PairsRun, device: torch.device, part: tuple[int, int], splits: Sequence[str] = SPLITS) -> None:
+    """The folders in runs/NAME/pairs, as far as they are not there yet: every n-th shard from the i-th on."""
     stops(run.timesteps, run.steps)
     if not run.manifest and (run.world.size, run.world.size) != (run.geometry.height, run.geometry.width):
         raise ValueError(
@@ -93,7 +95,7 @@ def make_pairs(run: PairsRun, device: torch.device, part: tuple[int, int]) -> No
     distributed.wait()
     started = time.monotonic()
     generator = Generator(run, device)
-    for split in SPLITS:
+    for split in splits:
         with generator.reader(split) as (read, source, count):
             generator.write(Path("runs") / run.name / "pairs" / split, split, read, source, count, part)
     distributed.wait()
@@ -157,14 +159,24 @@ class Generator:
             looks = [world.look(take) for take in takes]
             video = to_unit(world.renderer.render(looks, [first_frame(take) for take in takes]).to(self.device))
             pcm = torch.from_numpy(np.stack([take.pcm for take in takes]))
-            tracks = {}
-            if split == HELD_OUT:
+            prompts, tracks = [take.prompt for take in takes], {}
+            if split != HELD_OUT:
+                self._spoil(video, prompts, start)
+            else:
                 opening = world.renderer.tracks(looks, [take.motion for take in takes])["mouth_open"]
                 known = zip(pairs.TRACKS, (opening, np.stack([take.speech for take in takes])), strict=True)
                 tracks = {name: torch.from_numpy(track) for name, track in known}
-            return *self._encoded(video, pcm), [take.prompt for take in takes], tracks
+            return *self._encoded(video, pcm), prompts, tracks
 
         return read
+
+    def _spoil(self, video: Tensor, prompts: list[str], start: int) -> None:
+        """In place: the pictures [n, 3, 1, H, W] and prompts of those clips from `start` on that are chosen."""
+        for place in range(len(prompts)):
+            how = spoilt(start + place, self.run.seed, self.run.spoiled)
+            if how is not None:
+                video[place, :, 0] = spoil_picture(video[place, :, 0], how)
+                prompts[place] = how.prompt
 
     def _of_manifest(self, rows: list[tuple[str, str, str]]) -> Reader:
         geometry = self.run.geometry
@@ -207,6 +219,8 @@ class Generator:
             "seed": seed,
             "source": source,
         }
+        if run.spoiled and split != HELD_OUT:
+            settings["spoiled"] = run.spoiled
         states = [len(run.timesteps) + 1, shape[1], shape[0], *shape[2:]]
         shapes = {"states": states, "audio": [geometry.clip_frames, teacher.audio_dim]}
         if split == HELD_OUT and "world" in source:

@@ -2,7 +2,7 @@
 
 Trains on runs/NAME/pairs, judges itself on the held-out pairs at every checkpoint, exports the one of lowest error
 as part `student`, and says by a stated rule whether it has converged. All that was seen on the way is in runs/NAME/ode:
-metrics.jsonl, report.json, sheets and videos.
+metrics.jsonl, clips.jsonl (figures of each clip), report.json, sheets and videos.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 STUDENT = "student"
+CLIPS = "clips.jsonl"
 
 KEYS = """
 name=NAME          pairs are read from runs/NAME/pairs, checkpoints and reports go to runs/NAME/ode
@@ -155,7 +156,9 @@ class Training:
         HopelessError."""
         weights = weights_of(self.trainer, STUDENT)
         self.probe.load_state_dict(weights)
-        seen_figures, seen = self.examination.figures(self.sampled())
+        latents = self.sampled()
+        seen_figures, seen = self.examination.figures(latents)
+        self.keep_clips(step, self.examination.per_clip(latents, seen))
         figures = self.judged() | seen_figures
         files = self.examination.show(seen, self.folder, f"step-{step:07d}")
         log.info("step %d: %s", step, line(figures))
@@ -167,6 +170,11 @@ class Training:
             self.export(weights, step, figures)
         self.report()
         return figures
+
+    def keep_clips(self, step: int, figures: dict[str, list]) -> None:
+        """The figures of each clip, for intervals between runs: lines of clips.jsonl."""
+        with open(self.folder / CLIPS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
 
     def export(self, weights: dict[str, Tensor], step: int, figures: dict[str, float]) -> None:
         rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
@@ -187,13 +195,7 @@ class Training:
 
     def rows(self) -> list[dict]:
         """What the run, and runs that it continues, wrote to metrics.jsonl."""
-        path, found = self.folder / "metrics.jsonl", []
-        for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                log.warning("%s, line %d, is torn (the run was killed there): left out", path, number)
-        return found
+        return rows_of(self.folder / "metrics.jsonl")
 
     def history(self) -> list[dict]:
         """Every evaluation, in order, each step once."""
@@ -232,6 +234,17 @@ class Training:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16")
+
+
+def rows_of(path: Path) -> list[dict]:
+    """The lines of a .jsonl file, none where there is no file."""
+    found = []
+    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s, line %d, is torn (the run was killed there): left out", path, number)
+    return found
 
 
 def card_of(part: Path) -> dict:

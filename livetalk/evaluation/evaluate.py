@@ -329,7 +329,8 @@ def drift_rows(
     """The last seconds of long videos uint8 [B, T, H, W, 3] against their first: 1 (colour: 0) means no drift.
 
     `clips` hold the truth's tracks [T] and the reference image; `lag` is the one lag of the split. What lies between
-    the two ends is not looked at, so that videos and tracks may consist of them alone.
+    the two ends is not looked at, so that videos and tracks may consist of them alone. The figures of both ends are
+    kept per clip.
     """
     count = round(seconds * FPS)
     if frames.shape[1] < 2 * count:
@@ -355,7 +356,10 @@ def drift_rows(
     change = np.abs(last["colour"] - first["colour"])
     report.add(method, f"colour, last {seconds:.0f} s - first (0..1)", mean_interval(change.mean(1)), note)
     share = (change / np.maximum(first["colour"], 1 / 255)).mean(1)
-    report.add(method, drift_name("colour change", seconds), mean_interval(share), note)
+    keep(report, method, drift_name("colour change", seconds), share, note)
+    for end, found in (("first", first), ("last", last)):
+        for name in ("A/V correlation", "identity", "sharpness"):
+            report.per_clip[method, f"{name}, {end} {seconds:.0f} s"] = found[name]
 
 
 def drift_name(figure: str, seconds: float) -> str:

@@ -11,6 +11,7 @@ from livetalk import config, flow
 from livetalk.commands.generate_ode_pairs import generate_ode_pairs, make_pairs, read_manifest
 from livetalk.conditions import Conditions
 from livetalk.data import encoded, pairs
+from livetalk.data.spoil import MOTIONLESS, spoilt
 from livetalk.data.world.clip import World
 from livetalk.models.attention import FullAttention
 from livetalk.parts import load_part
@@ -198,3 +199,37 @@ def test_conditions_of_pairs():
     got = found.conditions(torch.tensor([2, 0]), torch.zeros(2, 5, 10))
     assert isinstance(got, Conditions) and got.first == 0 and got.prefix == 1
     assert torch.equal(got.reference[0, :, 0], states[2, -1, 0].float()) and got.audio.shape == (2, 6, 32)
+
+
+def test_spoiled_conditions_change_what_is_trained_on_alone_and_are_recorded(run):
+    device = torch.device("cpu")
+    for name, share in (("a", 0.0), ("b", 0.5), ("c", 1.0)):
+        make_pairs(replace(run, name=name, spoiled=share), device, (0, 1))
+    fingerprint = encoded.fingerprint(load_part(run.family, "teacher"))
+    clean, some, every = (
+        pairs.load(Path(f"runs/{name}/pairs/train"), run.timesteps, fingerprint) for name in ("a", "b", "c")
+    )
+    whole = Path("runs/a/pairs/train/index.json").read_text(), Path("runs/a/pairs/dev/index.json").read_text()
+    assert not any("spoiled" in text for text in whole), "folders of before stay valid"
+    assert some.settings["spoiled"] == 0.5 and every.settings["spoiled"] == 1.0
+    for name in ("b", "c"):
+        assert Path(f"runs/{name}/pairs/dev/index.json").read_text() == whole[1]
+        one, other = (load_file(f"runs/{each}/pairs/dev/shard-00000.safetensors") for each in ("a", name))
+        assert all(torch.equal(one[key], other[key]) for key in one), "the held-out ones stay clean"
+    for index in range(len(clean)):
+        how = spoilt(index, run.seed, 0.5)
+        references = [found.states[index, -1, 0] for found in (clean, some)]
+        assert torch.equal(*references) == (how is None)
+        assert some.prompts[index] == (clean.prompts[index] if how is None else how.prompt)
+        assert every.prompts[index] in MOTIONLESS and torch.equal(clean.audio[index], every.audio[index])
+
+
+def test_what_cannot_be_spoiled_is_refused():
+    for word, reason in (("spoiled=1.5", "from 0 to 1"), ("spoiled=nan", "from 0 to 1"), ("spoiled=-1", "from 0 to 1")):
+        with pytest.raises(ValueError, match=reason):
+            config.load(DEBUG, [word.replace("nan", ".nan")])
+    for source in ("manifest=a.txt", "clips=runs/a/clips"):
+        with pytest.raises(ValueError, match="only pairs of the synthetic world"):
+            config.load(DEBUG, [source, "spoiled=0.5"])
+        with pytest.raises(ValueError, match="only pairs of the synthetic world"):
+            config.load(DEBUG, ["spoiled=0.5", source])

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from livetalk import flow
-from livetalk.conditions import Conditions
+from livetalk.conditions import Conditions, pin
 from livetalk.models.attention import FullAttention
-from OmniAvatar import sampling
 from OmniAvatar.sampling import Guidance, GuidedFlow, covered, sample, sample_clip, windows
 from tests.models.test_dit import clip, tiny
 
@@ -38,7 +37,7 @@ class Straight(torch.nn.Module):
 
 def test_sampling_follows_a_straight_flow_to_its_end():
     x, conditions = clip()
-    target = sampling.pin(torch.randn_like(x), conditions.reference)
+    target = pin(torch.randn_like(x), conditions.reference)
     visited = []
     out = sample(Straight(target), conditions, conditions.text, x, steps=8, visit=lambda step, _: visited.append(step))
     assert torch.allclose(out, target) and visited == list(range(9))
