@@ -22,6 +22,7 @@ from livetalk.geometry import Geometry
 from livetalk.models.audio import AudioConfig
 from livetalk.models.dit import DiTConfig
 from livetalk.models.kv_cache import POSITIONS
+from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
 from livetalk.training.audio import AudioTrainingConfig
@@ -29,6 +30,7 @@ from livetalk.training.autoencoder import AutoencoderConfig
 from livetalk.training.dmd import DmdConfig
 from livetalk.training.health import HealthConfig
 from livetalk.training.ode import OdeConfig
+from livetalk.training.small_decoder import SmallDecoderTraining
 from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import Learning, TrainConfig
 
@@ -73,7 +75,11 @@ class CausalSampling:
 
 @dataclass(frozen=True)
 class InferenceRun:
-    """`scripts/inference.sh`: one video from an image, a voice and a text."""
+    """`scripts/inference.sh`: one video from an image, a voice and a text.
+
+    decoder: what turns latents into pictures: "vae", the VAE's own; "small", the small one of a family; "auto", the
+    small one on a CPU, where the family has it.
+    """
 
     run: str = "inference"
     model: str = "nano"
@@ -86,6 +92,7 @@ class InferenceRun:
     duration: float | None = None
     device: str = "auto"
     precision: str = "auto"
+    decoder: str = "auto"
     geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
     teacher: TeacherSampling = TeacherSampling()
     causal: CausalSampling = CausalSampling()
@@ -93,11 +100,12 @@ class InferenceRun:
 
 @dataclass(frozen=True)
 class NanoRun:
-    """`scripts/train_nano.sh`: VAE, judges and audio encoder of the nano family, from a pool of rendered clips.
+    """`scripts/train_nano.sh`: VAE, small decoder, judges and audio encoder of the nano family, from rendered clips.
 
-    first, last: stages to run; vae_start: weights of an earlier VAE run to begin with; workers: processes that prepare
-    sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long. frames_from: a folder
-    of rendered clips to train the VAE on, instead of clips rendered for it alone; "own": runs/NAME/frames.
+    first, last: stages to run; vae_start, small_decoder_start: weights of earlier runs to begin with; workers:
+    processes that prepare sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames
+    long. frames_from: a folder of rendered clips to train the VAE on, instead of clips rendered for it alone; "own":
+    runs/NAME/frames.
     """
 
     run: str = "train_nano"
@@ -117,6 +125,10 @@ class NanoRun:
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     vae_train: TrainConfig = TrainConfig()
     decoder_train: TrainConfig = TrainConfig()
+    small_decoder: SmallDecoderConfig = SmallDecoderConfig()
+    small_decoder_start: str = ""
+    small_decoder_training: SmallDecoderTraining = SmallDecoderTraining()
+    small_decoder_train: TrainConfig = TrainConfig()
     judges: JudgesConfig = JudgesConfig()
     judges_objective: ObjectiveConfig = ObjectiveConfig()
     judges_frames: int = 32

@@ -28,6 +28,8 @@ from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.parts import Part, audio_name, family_part, missing_parts, require_parts, text_name
 from livetalk.pipeline import LiveTalkPipeline, Progress, Sampler, no_progress
 from livetalk.rollout import Noise, gaussian, new_cache, rollout
+from livetalk.streaming.pace import StreamConfig
+from livetalk.streaming.performer import Performer
 from OmniAvatar.sampling import Guidance, covered, sample_clip, windows
 
 SHIPPED = Path(__file__).parent / "assets"
@@ -138,18 +140,24 @@ PUBLISHED = {
 }
 GENERATORS = {"teacher": "teacher", "causal": "student"}
 """The part of a family that each sampler runs."""
+DECODERS = ("auto", "vae", "small")
+SMALL = "small_decoder"
 
 
 def parts_of(run: InferenceRun, layout: Layout | None = None) -> list[Part]:
-    """vae, audio, text and generator of a run's model. Raises ValueError for a model or sampler that is not known."""
-    if run.sampler not in GENERATORS:
-        raise ValueError(f"sampler {run.sampler!r} is not known: use {' or '.join(GENERATORS)}")
+    """vae, audio, text, generator and, where it is used, small_decoder of a run's model. Raises ValueError for a model,
+    sampler or decoder that is not known."""
+    for name, given, known in (("sampler", run.sampler, GENERATORS), ("decoder", run.decoder, DECODERS)):
+        if given not in known:
+            raise ValueError(f"{name} {given!r} is not known: use {' or '.join(known)}")
     return published_parts(run, layout or Layout()) if run.model in PUBLISHED else _family_parts(run)
 
 
 def published_parts(run: InferenceRun, layout: Layout) -> list[Part]:
     """The parts of a model of PUBLISHED; those of Wan2.1 under published names or in the layout of diffusers."""
     published, vae = PUBLISHED[run.model], VAEConfig()
+    if run.decoder == "small":
+        raise ValueError(f"model {run.model} has no small decoder: use decoder=vae")
     if run.sampler != published.sampler:
         raise ValueError(
             f"sampler {run.sampler!r} does not fit model {run.model}: use "
@@ -178,10 +186,21 @@ def _family_parts(run: InferenceRun) -> list[Part]:
         others = [name for name, part in GENERATORS.items() if part != generator and not missing_parts(folder, [part])]
         hint = f", or use sampler={others[0]}" if others else ""
         raise ValueError(f"model {run.model}: {error}{hint}") from error
+    small = [SMALL] if decodes_small(run, folder) else []
     return [
-        *(family_part(folder, name) for name in ("vae", "audio", "text")),
+        *(family_part(folder, name) for name in ("vae", "audio", "text", *small)),
         replace(family_part(folder, generator), name="generator"),
     ]
+
+
+def decodes_small(run: InferenceRun, folder: Path) -> bool:
+    """Whether a run of the family in `folder` decodes with its small decoder. Raises ValueError if that is wanted and
+    missing."""
+    if run.decoder == "auto":
+        return device_of(run.device).type == "cpu" and not missing_parts(folder, [SMALL])
+    if run.decoder == "small":
+        require_parts(folder, [SMALL])
+    return run.decoder == "small"
 
 
 def _family_folder(model: str) -> Path:
@@ -240,6 +259,24 @@ def load_pipeline(run: InferenceRun, progress: Progress = no_progress) -> LiveTa
         run.geometry,
         notice=NANO_NOTICE if run.model == "nano" else "",
         settings=flat(run),
+        decoder=modules.get(SMALL),
+    )
+
+
+def performer_of(pipe: LiveTalkPipeline, config: StreamConfig | None = None) -> Performer:
+    """The same parts, for live streams. Raises ValueError unless the sampler is the causal student."""
+    sampler = pipe.sampler
+    if not isinstance(sampler, CausalSampler):
+        raise ValueError("only the causal student can perform live: load the model with sampler=causal")
+    return Performer(
+        sampler.dit,
+        pipe.vae,
+        pipe.audio,
+        pipe.text,
+        pipe.geometry,
+        sampler.settings.timesteps,
+        sampler.settings.positions,
+        config,
     )
 
 

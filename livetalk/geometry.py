@@ -105,6 +105,20 @@ class Geometry:
         """Whole blocks needed for `frames` video frames."""
         return ceil(latents_of_frames(frames) / self.block)
 
+    def block_frames(self, index: int) -> range:
+        """Video frames of block `index` of a clip: 4 * block of them, 3 fewer in block 0."""
+        first = index * self.block
+        return range(frame_span(first)[0], frame_span(first + self.block - 1)[1])
+
+    def block_of(self, frame: int) -> int:
+        """The block that video frame `frame` of a clip belongs to."""
+        return self.blocks(frame + 1) - 1
+
+    @property
+    def block_seconds(self) -> float:
+        """How long a block is shown (all but block 0, which is shorter)."""
+        return self.block * TIME_STRIDE / FPS
+
 
 def _near(size: int, step: int) -> int:
     return max(step, round(size / step) * step)

@@ -106,6 +106,12 @@ def fit_image(image: Image.Image, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def to_pixels(video: Tensor) -> np.ndarray:
+    """Decoded frames [1, 3, n, H, W], clamped to [-1, 1] here -> uint8 [n, H, W, 3]."""
+    pixels = (video[0].float().clamp(-1, 1) + 1) * 127.5
+    return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+
+
 # Sound
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from livetalk.models import audio, text
 from livetalk.models.audio import AudioConfig, AudioEncoder
 from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
 from livetalk.models.text import TextConfig, TextEncoder, Tokenize, file_tokenizer
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.models.weights import Rename, load_into, save_pieces, tensors_of
@@ -30,6 +31,7 @@ PIECE_BYTES = 15 * 2**20
 
 KINDS: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "vae": (WanVAE, VAEConfig),
+    "small_decoder": (SmallDecoder, SmallDecoderConfig),
     "audio": (AudioEncoder, AudioConfig),
     "text": (TextEncoder, TextConfig),
     "teacher": (WanDiT, DiTConfig),
@@ -39,6 +41,7 @@ KINDS: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
 }
 MADE_BY = {
     "vae": "train_nano",
+    "small_decoder": "train_nano",
     "audio": "train_nano",
     "judges": "train_nano",
     "text": "train_teacher",

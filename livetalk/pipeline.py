@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,11 @@ from livetalk.geometry import (
     latents_of_frames,
     samples_of_seconds,
 )
-from livetalk.media import MAX_HOURS, VideoWriter, clean_audio, fit_image, read_audio, read_image, to_rgb
+from livetalk.media import MAX_HOURS, VideoWriter, clean_audio, fit_image, read_audio, read_image, to_pixels, to_rgb
+
+if TYPE_CHECKING:
+    from livetalk.streaming.pace import StreamConfig
+    from livetalk.streaming.performer import Performer
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +164,9 @@ class Video:
 class LiveTalkPipeline:
     """Renders videos with given parts; one object serves any number of videos.
 
-    vae: WanVAE. audio: AudioEncoder. text: TextEncoder. sampler: see Sampler. notice: a line logged for any picture but
-    the bundled example, for families that do not know every kind of picture. settings: copied into every report.
+    vae: WanVAE, which encodes the picture. audio: AudioEncoder. text: TextEncoder. sampler: see Sampler. notice: a line
+    logged for any picture but the bundled example, for families that do not know every kind of picture. settings: put
+    into every report. decoder: what turns latents into frames, by default the vae.
     """
 
     def __init__(
@@ -173,8 +178,10 @@ class LiveTalkPipeline:
         geometry: Geometry,
         notice: str = "",
         settings: dict | None = None,
+        decoder: nn.Module | None = None,
     ) -> None:
         self.vae = vae
+        self.decoder = vae if decoder is None else decoder
         self.audio = audio
         self.text = text
         self.sampler = sampler
@@ -208,6 +215,12 @@ class LiveTalkPipeline:
         frames = np.concatenate(list(self.stream(request, progress, timings)))
         return Video(frames, request.audio, self.report(request, timings))
 
+    def performer(self, config: StreamConfig | None = None) -> Performer:
+        """The same parts for live streams: push sound, take blocks of frames. ValueError unless causal."""
+        from livetalk.families import performer_of
+
+        return performer_of(self, config)
+
     def report(self, request: Request, timings: dict[str, float]) -> dict:
         """What is written beside a video: settings, seed, sizes and seconds per stage."""
         return {
@@ -219,6 +232,7 @@ class LiveTalkPipeline:
             "height": self.geometry.height,
             "width": self.geometry.width,
             "seconds_of_sound": len(request.audio) / SAMPLE_RATE,
+            "decoder": type(self.decoder).__name__,
             "settings": self.settings,
             "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
         }
@@ -238,7 +252,7 @@ class LiveTalkPipeline:
         wanted = latents_of_frames(request.frames)
         with self._timed("encoding", timings):
             conditions = self.conditions(request, self.sampler.whole(wanted))
-        state = self.vae.decoder_state()
+        state = self.decoder.decoder_state()
         pieces = self.sampler(conditions, generator, progress)
         latents, frames = 0, 0
         progress("decoding", 0, request.frames)
@@ -248,7 +262,7 @@ class LiveTalkPipeline:
             latents += piece.shape[2]
             for part in piece.split(self.geometry.block, dim=2):
                 with self._timed("decoding", timings):
-                    decoded = to_pixels(self.vae.decode_step(part.to(self._dtype), state))
+                    decoded = to_pixels(self.decoder.decode_step(part.to(self._dtype), state))
                 decoded = decoded[: request.frames - frames]
                 frames += len(decoded)
                 progress("decoding", frames, request.frames)
@@ -288,9 +302,3 @@ def example_prompt() -> str:
     if not EXAMPLE_PROMPT.is_file():
         raise ValueError(f"the bundled example {EXAMPLE_PROMPT} is missing: give image, audio and prompt of your own")
     return EXAMPLE_PROMPT.read_text(encoding="utf-8")
-
-
-def to_pixels(video: Tensor) -> np.ndarray:
-    """Decoded frames [1, 3, n, H, W], clamped to [-1, 1] here -> uint8 [n, H, W, 3]."""
-    pixels = (video[0].float().clamp(-1, 1) + 1) * 127.5
-    return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()

@@ -6,7 +6,7 @@
 # them, such as world.face_model=FILE. The seconds of each stage are kept in runs/reproduce/seconds.txt.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-STAGES="world vae judges audio teacher pairs ode dmd evaluate"
+STAGES="world vae small_decoder judges audio teacher pairs ode dmd evaluate"
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$ROOT/scripts/reproduce_nano.sh"; echo "stages: $STAGES"; }
 mistake() { echo "reproduce_nano: $*" >&2; exit 2; }
 known() { [[ " $STAGES " == *" $1 "* ]] || mistake "unknown stage '$1': choose from $STAGES"; }
@@ -36,7 +36,7 @@ world() { # in several processes, since one is bound by a single core
 command_of() {
   case "$1" in
     world) world ;;
-    vae) run train_nano first=vae last=vae frames_from=own ;;
+    vae | small_decoder) run train_nano first="$1" last="$1" frames_from=own ;;
     judges | audio) run train_nano first="$1" last="$1" ;;
     pairs) run generate_ode_pairs ;;
     teacher | ode | dmd) run "train_$1" ;;

@@ -63,7 +63,7 @@ def test_the_debug_chain(command, capsys):
     assert "configs/train_teacher_debug.yaml" in lines[0]
     assert lines[-2] == "checkpoint: runs/nano-debug/family/teacher"
     family = Path("runs/nano-debug/family")
-    assert {path.name for path in family.iterdir()} == {"vae", "audio", "judges", "text", "teacher"}
+    assert {path.name for path in family.iterdir()} == {"vae", "small_decoder", "audio", "judges", "text", "teacher"}
     assert json.loads((family / "teacher/card.json").read_text())["steps"] == 2
 
     words = shlex.split(lines[-1].removeprefix("use it: "))

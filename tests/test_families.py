@@ -1,6 +1,8 @@
 """Where the parts of the published models are looked for, and that what is missing is named with its remedy."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from livetalk import config, families, parts
 from livetalk.config import InferenceRun
 from livetalk.families import PUBLISHED, parts_of, require_weights
 from livetalk.models.layouts import Layout
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.models.vae_names import to_diffusers
 
@@ -105,3 +108,25 @@ def test_export_and_load_again(tmp_path):
     loaded = parts.load_part(tmp_path, "vae")
     for name, value in vae.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.to(torch.bfloat16).float())
+
+
+def test_the_small_decoder_serves_cpus(tiny_family, tmp_path):
+    """Where a family has it, unless the run says otherwise; the picture is encoded by the VAE all the same."""
+    family = shutil.copytree(tiny_family, tmp_path / "family")
+    run = InferenceRun(model=str(family), sampler="teacher")
+    names = ["vae", "audio", "text", "generator"]
+    assert [part.name for part in parts_of(run)] == names
+    with pytest.raises(ValueError, match="no weights for small_decoder .*train_nano.sh"):
+        parts_of(replace(run, decoder="small"))
+    sizes = SmallDecoderConfig(dim=8, mixes=1, widths=(8, 4, 4))
+    decoder = SmallDecoder(sizes)
+    parts.export_part(family, "small_decoder", sizes, decoder.state_dict(), parts.Card(0, 0))
+    for choice, small in (("auto", True), ("small", True), ("vae", False)):
+        chosen = replace(run, decoder=choice, device="cpu")
+        assert ("small_decoder" in [part.name for part in parts_of(chosen)]) is small
+        pipe = families.load_pipeline(chosen)
+        assert isinstance(pipe.decoder, SmallDecoder if small else WanVAE) and isinstance(pipe.vae, WanVAE)
+    with pytest.raises(ValueError, match="decoder 'tiny' is not known: use auto or vae or small"):
+        parts_of(replace(run, decoder="tiny"))
+    with pytest.raises(ValueError, match="livetalk-1.3b has no small decoder"):
+        parts_of(replace(run_of("livetalk-1.3b"), decoder="small"), Layout(tmp_path))

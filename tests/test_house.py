@@ -40,7 +40,7 @@ ARROWS = {
     "realtime": {"geometry", "streaming", "media"},
     # The wiring: what composes rooms that do not know each other. Nothing but these may import config.
     "config": {"geometry", "models", "training", "data", "evaluation"},
-    "families": {*BASE, "config", "devices", "models", "rollout", "parts", "pipeline", "OmniAvatar"},
+    "families": {*BASE, "config", "devices", "models", "rollout", "parts", "pipeline", "streaming", "OmniAvatar"},
     "cli": {"config"},
     "commands": {
         *BASE,
@@ -48,7 +48,7 @@ ARROWS = {
         *{"data", "training", "evaluation", "OmniAvatar"},
     },
     # from_pretrained hands over to families, inside the call: the one edge back into the wiring
-    "pipeline": {*BASE, "models", "rollout", "media", "families"},
+    "pipeline": {*BASE, "models", "rollout", "media", "families", "streaming"},
 }
 # What a bare GPU machine has; everything else is imported where it is used.
 KERNELS = "_triton.py"  # modules that exist for one GPU compiler, and are imported where a GPU is

@@ -10,6 +10,7 @@ from livetalk.config import CausalSampling, TeacherSampling
 from livetalk.families import CausalSampler, TeacherSampler
 from livetalk.geometry import Geometry, latents_of_frames
 from livetalk.media import read_audio
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
 from livetalk.pipeline import LiveTalkPipeline, Video, fit_sound, read_request, to_pixels
 
 TINY = Geometry(height=32, width=48, clip_latents=6)
@@ -79,6 +80,17 @@ def test_streamed_decode_equals_the_whole(request, tiny_parts, which):
         pieces = pipe.sampler(conditions, torch.Generator().manual_seed(3), lambda *_: None)
         whole = to_pixels(tiny_parts["vae"].decode(torch.cat(list(pieces), dim=2)))
     assert np.abs(frames.astype(int) - whole[:20]).max() <= 1
+
+
+def test_another_decoder_makes_the_frames(causal_pipe):
+    """The VAE encodes the picture, so the latents are the same; the report says who decoded."""
+    torch.manual_seed(0)
+    small = SmallDecoder(SmallDecoderConfig(dim=8, mixes=1, widths=(8, 4, 4))).eval()
+    own = causal_pipe
+    pipe = LiveTalkPipeline(own.vae, own.audio, own.text, own.sampler, own.geometry, decoder=small)
+    seen, other = (one(FACE, speech(20_000), "nods") for one in (own, pipe))
+    assert seen.frames.shape == other.frames.shape and not np.array_equal(seen.frames, other.frames)
+    assert (seen.report["decoder"], other.report["decoder"]) == ("WanVAE", "SmallDecoder")
 
 
 def test_later_sound_does_not_change_earlier_blocks(causal_pipe):

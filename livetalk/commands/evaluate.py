@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from livetalk.cli import CONFIGS
 from livetalk.commands.evaluation_clips import VOICE2, EvaluationClip, has_voice, make_clips, require_voice
@@ -32,7 +32,7 @@ from livetalk.evaluation.evaluate import EvaluationConfig, drift_rows, evaluate,
 from livetalk.evaluation.judges import Judges, JudgesConfig, load_judges
 from livetalk.evaluation.metrics import plain
 from livetalk.evaluation.report import Report, main_table, verdict_table, write_report
-from livetalk.families import CausalSampler, TeacherSampler
+from livetalk.families import SMALL, CausalSampler, TeacherSampler
 from livetalk.geometry import FPS, frames_of_latents, latents_of_frames
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.parts import family_part, load_part, missing_parts, read_config, require_parts
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 PARTS = ("vae", "audio", "text")
 STUDENTS = {"student": "student", "student_ode": "ODE student"}
 """Parts of a family that are causal students, and the names of their columns."""
+SMALL_NAME, STUDENT_SMALL = "small decoder", "student, small decoder"
 DRIFT_TRACKS = ("mouth_open", "speech")  # what drift_rows reads
 TIMED_SECONDS = 5
 SLOW_SECONDS = 10  # what takes longer is timed once
@@ -72,6 +73,9 @@ class Family:
         self.run, self.device = run, device
         self.dtype = precision_of("auto", device)
         self.vae = load_part(run.family, "vae", device, self.dtype)
+        self.decoders: dict[str, nn.Module] = {"VAE": self.vae}
+        if not missing_parts(run.family, [SMALL]):
+            self.decoders[SMALL_NAME] = load_part(run.family, SMALL, device, self.dtype)
         self.audio, self.text = (load_part(run.family, name, device) for name in PARTS[1:])
         self._conditions: dict[tuple[tuple[EvaluationClip, ...], int], Conditions] = {}
         self.teachers, self.students = {}, {}
@@ -126,10 +130,17 @@ class Family:
                 yield piece[:, :, :left]
             left -= piece.shape[2]
 
-    def sampler(self, method: Method) -> Callable[[Sequence[EvaluationClip]], Tensor]:
+    def columns(self, methods: dict[str, Method]) -> dict[str, Callable[[Sequence[EvaluationClip]], Tensor]]:
+        """Samplers of the methods; the student's once more with the small decoder, where there is one."""
+        columns = {name: self.sampler(method, self.vae) for name, method in methods.items()}
+        if "student" in methods and SMALL_NAME in self.decoders:
+            columns[STUDENT_SMALL] = self.sampler(methods["student"], self.decoders[SMALL_NAME])
+        return columns
+
+    def sampler(self, method: Method, decoder: nn.Module) -> Callable[[Sequence[EvaluationClip]], Tensor]:
         def sample(clips: Sequence[EvaluationClip]) -> Tensor:
             frames = len(clips[0].frames)
-            return self.decode(torch.cat(list(self.latents(method, clips, frames)), dim=2))[:, :frames]
+            return self.decode(torch.cat(list(self.latents(method, clips, frames)), dim=2), decoder)[:, :frames]
 
         return sample
 
@@ -145,13 +156,13 @@ class Family:
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
-    def reconstruct(self, frames: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] through the VAE and back."""
-        return self.decode(self.vae.encode(self._video(frames.to(self.device))))
+    def reconstruct(self, frames: Tensor, decoder: str = "VAE") -> Tensor:
+        """uint8 [B, T, H, W, 3] through the VAE's encoder and back through a decoder."""
+        return self.decode(self.vae.encode(self._video(frames.to(self.device))), self.decoders[decoder])
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        return _pixels(self.vae.decode(latents.to(self.dtype)))
+    def decode(self, latents: Tensor, decoder: nn.Module) -> Tensor:
+        return _pixels(decoder.decode(latents.to(self.dtype)))
 
     def _video(self, frames: Tensor) -> Tensor:
         return to_unit(frames).to(self.dtype)
@@ -179,7 +190,8 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     require_voice(run.world, run.split)
     bench = Bench(run, device, methods)
     clips = make_clips(run.world, run.split, run.clips, run.frames, device, run.workers)
-    rebuilt = reconstruction_table(bench.family.reconstruct, clips, bench.judges, bench.config, device)
+    again = {name: partial(bench.family.reconstruct, decoder=name) for name in bench.family.decoders}
+    rebuilt = reconstruction_table(again, clips, bench.judges, bench.config, device)
     title = f"{run.split}, {len(clips)} clips, {run.steps} steps"
     report, baseline = bench.measured(clips, title, reconstruct=True)
     write_report(report, Path(run.output) / "generation")  # what follows adds to it: a run that is stopped leaves this
@@ -188,7 +200,7 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     if run.long_seconds:
         bench.long_rows(report)
     faster = TEACHER_TO_STUDENT if device.type == "cpu" else None
-    for name in bench.family.students:
+    for name in bench.compared(report):
         report.verdicts += verdicts.judge(report, name, baseline, faster, END_SECONDS)
     tables = {"reconstruction": rebuilt, "generation": report}
     if run.voice2 and has_voice(run.world, VOICE2):
@@ -247,13 +259,17 @@ class Bench:
         family = self.family
         samplers = {"VAE": lambda some: family.reconstruct(_frames(some))} if reconstruct else {}
         teachers = {name: method for name, method in family.teachers.items() if teacher in (None, name)}
-        for name, method in {**teachers, **family.students}.items():
-            samplers[name] = family.sampler(method)
+        samplers |= family.columns({**teachers, **family.students})
         report = evaluate(samplers, clips, self.judges, self.config, measure, lambda clip: clip.attributes, title)
         baseline = verdicts.best_by_frechet(report, list(teachers)) if teachers else None
-        for name in family.students if baseline else ():
+        for name in self.compared(report) if baseline else ():
             verdicts.comparison_rows(report, name, baseline, self.config.bootstraps)
         return report, baseline
+
+    def compared(self, report: Report) -> list[str]:
+        """The columns of a report that are held against the teacher's."""
+        there = {row.method for row in report.rows}
+        return [name for name in (*self.family.students, STUDENT_SMALL) if name in there]
 
     def timing_rows(self, report: Report, clip: EvaluationClip, baseline: str | None) -> None:
         """Seconds for a clip of TIMED_SECONDS by the best teacher and every student, batch 1, and for its decoding."""
@@ -271,9 +287,11 @@ class Bench:
             if name != baseline and baseline is not None:
                 verdicts.time_row(report, name, baseline, seconds, spent[baseline], note)
         block = conditions.reference.expand(-1, -1, self.run.geometry.block, -1, -1)
-        decode = partial(self._decode, block, -(-latents // self.run.geometry.block))
-        decode()
-        report.add("VAE", f"decoding of {TIMED_SECONDS} s (s)", plain(self._median(decode), 1), note)
+        for name, decoder in family.decoders.items():
+            decode = partial(self._decode, decoder, block, -(-latents // self.run.geometry.block))
+            decode()
+            method = STUDENT_SMALL if name == SMALL_NAME else name
+            report.add(method, f"decoding of {TIMED_SECONDS} s (s)", plain(self._median(decode), 1), note)
 
     def _short(self, method: Method) -> Method:
         """The method with too few steps, for warming up."""
@@ -286,10 +304,10 @@ class Bench:
         list(method.sample(conditions, self.family.noise([clip])))
 
     @torch.inference_mode()
-    def _decode(self, block: Tensor, blocks: int) -> None:
-        state = self.family.vae.decoder_state()
+    def _decode(self, decoder: nn.Module, block: Tensor, blocks: int) -> None:
+        state = decoder.decoder_state()
         for _ in range(blocks):
-            _pixels(self.family.vae.decode_step(block, state))
+            _pixels(decoder.decode_step(block, state))
 
     def _median(self, act: Callable[[], None]) -> float:
         """Median seconds of three runs, or of the first one where that is slow."""

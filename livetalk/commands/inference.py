@@ -12,7 +12,7 @@ from livetalk.cli import Bars
 from livetalk.commands.memory import bytes_of, table
 from livetalk.config import InferenceRun, flat
 from livetalk.devices import device_of, precision_of
-from livetalk.families import CausalSampler, load_pipeline, parts_of, require_weights
+from livetalk.families import SMALL, CausalSampler, load_pipeline, parts_of, require_weights
 from livetalk.geometry import TIME_STRIDE
 from livetalk.media import VideoWriter, check_output
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, EXAMPLE_PROMPT, example_prompt, read_request
@@ -24,6 +24,7 @@ prompt=TEXT     how it moves, for example prompt="nods while speaking, smiling"
 output=FILE     the video, ends in .mp4; by default outputs/IMAGE_AUDIO_seedN.mp4 (or output_path)
 seed=N          the same seed gives the same frames
 duration=SEC    shorter than the sound cuts it, longer adds silence (or video_duration)
+decoder=vae     the VAE's own decoder on a CPU, where the small one is used otherwise; or decoder=small
 sampler=teacher  the bidirectional teacher (50 steps) instead of the causal student (4 steps, block by block)
 The defaults render the bundled example.
 """
@@ -86,7 +87,8 @@ def memory(run: InferenceRun) -> str:
 
 
 def _working_bytes(run: InferenceRun, modules: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, int]:
-    geometry, dit, vae = run.geometry, modules["generator"], modules["vae"]
+    geometry, dit = run.geometry, modules["generator"]
+    width = max(modules[SMALL].config.widths) if SMALL in modules else modules["vae"].config.base_dim
     causal = run.sampler == "causal"
     rows = {}
     if causal:
@@ -96,5 +98,5 @@ def _working_bytes(run: InferenceRun, modules: dict[str, nn.Module], dtype: torc
     tokens = latents * geometry.tokens_per_frame
     rows["transformer pass (estimate)"] = tokens * (8 * dit.config.dim + 2 * dit.config.ffn_dim) * dtype.itemsize
     pixels = geometry.block * TIME_STRIDE * geometry.height * geometry.width
-    rows["decoder step (estimate)"] = pixels * 6 * vae.config.base_dim * dtype.itemsize
+    rows["decoder step (estimate)"] = pixels * 6 * width * dtype.itemsize
     return rows

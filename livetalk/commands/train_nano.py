@@ -1,8 +1,8 @@
 """`bash scripts/train_nano.sh`: the parts of the nano family that are frozen before any generator.
 
 Stages, in order: vae; decoder, which trains the VAE's decoder further while its encoder, and so every latent made with
-it, stays; judges; audio. Each trains on the same pool of clips of the synthetic world, held on the device,
-continues from its own checkpoint, and exports its weights with a card.
+it, stays; small_decoder, another decoder of the same latents, for CPUs; judges; audio. Each trains on the same pool of
+clips of the synthetic world, held on the device, continues from its own checkpoint, and exports its weights and a card.
 """
 
 from __future__ import annotations
@@ -23,32 +23,36 @@ from livetalk.config import NanoRun, flat
 from livetalk.data import encoded
 from livetalk.data.world.clip import World
 from livetalk.data.world.labels import ATTRIBUTES, SOUND_CLASSES, attribute_vector, sound_classes
-from livetalk.devices import device_of, settle_gpu
+from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.evaluation.judges import TRACKS, Judges
 from livetalk.evaluation.objective import JudgesObjective, partners
-from livetalk.geometry import SAMPLES_PER_FRAME
+from livetalk.geometry import SAMPLES_PER_FRAME, SPACE_STRIDE
+from livetalk.models import small_decoder
 from livetalk.models.audio import AudioEncoder, AudioHeads
+from livetalk.models.small_decoder import SmallDecoder
 from livetalk.models.vae import WanVAE
 from livetalk.models.weights import load_into, tensors_of
 from livetalk.parts import Card, export_part, load_part
 from livetalk.training import audio as audio_training
 from livetalk.training import distributed
+from livetalk.training import small_decoder as small_decoder_training
 from livetalk.training.audio import AudioObjective, LabelledSound
 from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr, to_unit
+from livetalk.training.small_decoder import SmallDecoderObjective
 from livetalk.training.trainer import TrainConfig, Trainer
 
 log = logging.getLogger(__name__)
-STAGES = ("vae", "decoder", "judges", "audio")
+STAGES = ("vae", "decoder", "small_decoder", "judges", "audio")
 START_LOG_VARIANCE = -6.0
 """Of the VAE's posterior: training starts with almost clean latents instead of drowning them in noise."""
 
 KEYS = """
-first=STAGE last=STAGE   the stages to run, in the order vae, decoder, judges, audio
+first=STAGE last=STAGE   the stages to run, in the order vae, decoder, small_decoder, judges, audio
 name=NAME                checkpoints go to runs/NAME; the same name continues where a run stopped
 family=FOLDER            where the finished parts go
 frames_from=FOLDER       clips that train_teacher has rendered (runs/NAME/frames): for stages without truth
 world.face_model=FILE    a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
-vae_train.steps=N        and likewise decoder_train, judges_train and audio_train
+vae_train.steps=N        and likewise decoder_train, small_decoder_train, judges_train and audio_train
 Without --config: configs/train_nano.yaml where there is a GPU, else configs/train_nano_debug.yaml.
 """
 
@@ -195,14 +199,33 @@ def fit_vae(
     return trainer
 
 
+def train_small_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
+    vae, dtype = load_part(run.family, "vae", device), precision_of("auto", device)
+    generator = torch.Generator().manual_seed(run.small_decoder_train.seed)
+    decoder = SmallDecoder(run.small_decoder)
+    small_decoder.initialise(decoder, generator)
+    if run.small_decoder_start:
+        load_into(decoder, tensors_of(run.small_decoder_start))
+    latents = small_decoder_training.encode(vae, train.frames, dtype)
+    objective = SmallDecoderObjective(decoder.to(device), latents, train.frames, run.small_decoder_training)
+    trainer = Trainer(objective, run.small_decoder_train, folder, device)
+    trainer.fit()
+    decoder.load_state_dict(weights_of(trainer, "decoder"))
+    found = reconstruction(vae, held_out.frames, decoder)
+    found |= {f"the VAE's own decoder: {name}": value for name, value in reconstruction(vae, held_out.frames).items()}
+    export(run, "small_decoder", run.small_decoder, decoder, trainer, found)
+
+
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # another shape than in training, once
-def reconstruction(vae: WanVAE, frames: Tensor, chunk: int = 4) -> dict[str, float]:
-    """PSNR in dB over held-out clips, mean over clips."""
+def reconstruction(
+    vae: WanVAE, frames: Tensor, decoder: SmallDecoder | None = None, chunk: int = 4
+) -> dict[str, float]:
+    """PSNR in dB over held-out clips, mean over clips; decoded by the VAE itself unless a decoder is given."""
     values = []
     for part in frames.split(chunk):
         video = to_unit(part)
-        decoded = vae.decode_raw(vae.posterior(video)[0]).float().clamp(-1, 1)
+        decoded = (decoder or vae).decode(vae.encode(video)).float().clamp(-1, 1)
         values += [psnr((decoded - video)[i].square().mean()).item() for i in range(len(part))]
     return {"reconstruction PSNR on dev, dB": float(np.mean(values))}
 
@@ -257,7 +280,13 @@ def train_nano(run: NanoRun, dry_run: bool = False) -> None:
         else:
             train = make_pool(world, "train", run.clips, run.frames, device, pictures)
         held_out = make_pool(world, "dev", run.held_out, run.frames, device, pictures)
-    stages = {"vae": train_vae, "decoder": train_decoder, "judges": train_judges, "audio": train_audio}
+    stages = {
+        "vae": train_vae,
+        "decoder": train_decoder,
+        "small_decoder": train_small_decoder,
+        "judges": train_judges,
+        "audio": train_audio,
+    }
     for stage in chosen:
         started = time.monotonic()
         stages[stage](run, train, held_out, folder / stage, device)
@@ -300,6 +329,8 @@ def _stage_memory(run: NanoRun, stage: str) -> dict[str, int]:
             if stage == "decoder":
                 modules[0].encoder.requires_grad_(False)
                 modules[0].conv1.requires_grad_(False)
+        elif stage == "small_decoder":
+            settings, modules = run.small_decoder_train, [SmallDecoder(run.small_decoder)]
         elif stage == "judges":
             settings, modules = run.judges_train, [Judges(replace(run.judges, attributes=ATTRIBUTES))]
         else:
@@ -310,6 +341,12 @@ def _stage_memory(run: NanoRun, stage: str) -> dict[str, int]:
         if stage in ("vae", "decoder"):
             video = torch.empty(settings.batch, 3, run.autoencoder.frames, size, size, dtype=dtype)
             return modules[0].decode_raw(modules[0].posterior(video)[0])
+        if stage == "small_decoder":
+            told, side = run.small_decoder_training, (run.small_decoder_training.crop or size) // SPACE_STRIDE
+            seen = told.history + told.latents
+            return modules[0].decode(
+                torch.empty(settings.batch, run.small_decoder.z_dim, seen, side, side, dtype=dtype)
+            )
         if stage == "judges":
             side = run.judges.size
             shown = torch.empty(settings.batch, run.judges_frames, 3, side, side, dtype=dtype)

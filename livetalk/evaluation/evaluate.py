@@ -10,7 +10,7 @@ own frames, is always measured beside it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -281,18 +281,31 @@ def reconstruction_figures(frames: torch.Tensor, again: torch.Tensor) -> dict[st
 
 @torch.no_grad()
 def reconstruction_table(
-    decode_encode: Callable[[torch.Tensor], torch.Tensor],
+    decode_encode: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
     clips: Sequence[Clip],
     judges: Judges | None = None,
     config: EvaluationConfig | None = None,
     device: str | torch.device = "cpu",
 ) -> Report:
-    """How well a VAE keeps the clips: PSNR, SSIM, sharpness and flicker; with judges also mouth and identity.
+    """How well autoencoders keep the clips: PSNR, SSIM, sharpness and flicker; with judges also mouth and identity.
 
-    `decode_encode` maps uint8 [B, T, H, W, 3] on `device` to its reconstruction, same shape and type.
+    Each `decode_encode` maps uint8 [B, T, H, W, 3] on `device` to its reconstruction, same shape and type.
     """
-    config = EvaluationConfig() if config is None else config
     report = Report("Reconstruction", len(clips))
+    for method, act in decode_encode.items():
+        _reconstruction_rows(report, method, act, clips, judges, config or EvaluationConfig(), device)
+    return report
+
+
+def _reconstruction_rows(
+    report: Report,
+    method: str,
+    decode_encode: Callable[[torch.Tensor], torch.Tensor],
+    clips: Sequence[Clip],
+    judges: Judges | None,
+    config: EvaluationConfig,
+    device: str | torch.device,
+) -> None:
     parts: list[dict[str, np.ndarray]] = []
     mouths: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, len(clips), config.batch):
@@ -307,12 +320,11 @@ def reconstruction_table(
             mouths.append(tuple(reading.tracks["mouth_open"].cpu().numpy() for reading in (seen, true)))
         parts.append({name: value.cpu().numpy() for name, value in part.items()})
     for name in parts[0]:
-        keep(report, "VAE", name, np.concatenate([part[name] for part in parts]))
+        keep(report, method, name, np.concatenate([part[name] for part in parts]))
     if judges is not None:
         speech = np.stack([np.asarray(clip.tracks["speech"]) for clip in clips]) > 0.5
         seen, true = (np.concatenate(column) for column in zip(*mouths, strict=True))
-        keep(report, "VAE", "mouth read again, correlation", metrics.masked_pearson(seen, true, speech))
-    return report
+        keep(report, method, "mouth read again, correlation", metrics.masked_pearson(seen, true, speech))
 
 
 @torch.no_grad()

@@ -43,12 +43,13 @@ def to_unit(frames: Tensor) -> Tensor:
     return rearrange(frames, "b t h w c -> b c t h w").float().div(127.5).sub(1)
 
 
-def reconstruction_error(video: Tensor, decoded: Tensor, moving: float) -> Tensor:
-    """Absolute plus twice the squared error, mean over everything. Places that move count more, and the first frame
-    counts as much as the four frames of any later latent."""
+def reconstruction_error(video: Tensor, decoded: Tensor, moving: float, begins: bool = True) -> Tensor:
+    """Absolute plus twice the squared error, mean over everything. Places that move count more, and the first frame of
+    a clip, where the video `begins` with that, counts as much as the four frames of any later latent."""
     difference = decoded - video
     error = moving_weight(video, moving) * (difference.abs() + 2 * difference.square())
-    return (TIME_STRIDE * error[:, :, :1].sum() + error[:, :, 1:].sum()) / error.numel()
+    first = TIME_STRIDE if begins else 1
+    return (first * error[:, :, :1].sum() + error[:, :, 1:].sum()) / error.numel()
 
 
 def edge_error(video: Tensor, decoded: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class AutoencoderObjective:
         device = self.clips.device
         chosen = torch.randint(clips, (batch,), generator=generator, device=device)
         start = torch.randint(length - frames + 1, (batch,), generator=generator, device=device)
-        corner = self._corner(chosen, size, generator) if crop else chosen.new_zeros(batch, 2)
+        corner = moving_corners(self.places[chosen], size, generator) if crop else chosen.new_zeros(batch, 2)
         index = (start[:, None] + torch.arange(frames, device=device))[:, :, None, None]
         rows, columns = (corner[:, i, None] + torch.arange(size[i], device=device) for i in range(2))
         shown = self.clips[chosen[:, None, None, None], index, rows[:, None, :, None], columns[:, None, None, :]]
@@ -123,16 +124,17 @@ class AutoencoderObjective:
         flip = torch.rand(batch, generator=generator, device=device) < 0.5
         return torch.where(flip[:, None, None, None, None], video.flip(-1), video)
 
-    def _corner(self, chosen: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Top left [n, 2] of windows whose middles are drawn from where the chosen clips move."""
-        likely = self.places[chosen]
-        uniform = torch.rand(likely.shape, generator=generator, device=likely.device)
-        place = (likely.clamp_min(1e-9).log() - (-uniform.clamp_min(1e-20).log()).log()).flatten(1).argmax(1)  # Gumbel
-        middle = torch.stack([place // likely.shape[2], place % likely.shape[2]], dim=1)
-        within = torch.rand(middle.shape, generator=generator, device=middle.device)
-        corner = ((middle + within) * SPACE_STRIDE).long()
-        limits = zip(self.clips.shape[2:4], size, strict=True)
-        return torch.stack([(corner[:, i] - c // 2).clamp(0, full - c) for i, (full, c) in enumerate(limits)], dim=1)
+
+def moving_corners(places: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Top left [n, 2], in pixels, of windows of `size` whose middles are drawn from where clips move: places
+    [n, H', W'] as moving_places gives them."""
+    uniform = torch.rand(places.shape, generator=generator, device=places.device)
+    place = (places.clamp_min(1e-9).log() - (-uniform.clamp_min(1e-20).log()).log()).flatten(1).argmax(1)  # Gumbel
+    middle = torch.stack([place // places.shape[2], place % places.shape[2]], dim=1)
+    within = torch.rand(middle.shape, generator=generator, device=middle.device)
+    corner = ((middle + within) * SPACE_STRIDE).long()
+    limits = [(SPACE_STRIDE * full - side, side) for full, side in zip(places.shape[1:], size, strict=True)]
+    return torch.stack([(corner[:, i] - side // 2).clamp(0, most) for i, (most, side) in enumerate(limits)], dim=1)
 
 
 def moving_places(clips: Tensor) -> Tensor:

@@ -251,6 +251,8 @@ class Trainer:
                 if evaluate and not distributed.rank():
                     self._record({"step": self.step, **evaluate(self.step)})
                 distributed.wait()
+        if self.graphed and distributed.ranks() > 1:
+            self.graphed.forget()  # NCCL waits, when processes part, for graphs that still use it
         return self.scalars
 
     def _plan(self, started: float, probe: float) -> float:

@@ -99,7 +99,7 @@ def test_a_student_alone_needs_no_teacher(run, tmp_path):
 @pytest.mark.parametrize("column", ["student", "teacher, guidance 2"])
 def test_a_clip_does_not_depend_on_its_neighbours(run, clips, column):
     own = Family(run, CPU, ["teacher", "student"])
-    sample = own.sampler({**own.teachers, **own.students}[column])
+    sample = own.sampler({**own.teachers, **own.students}[column], own.vae)
     together = sample(clips)
     assert together.shape == (3, 17, 32, 32, 3) and together.dtype == torch.uint8
     alone = torch.cat([sample([clip]) for clip in clips])
@@ -114,7 +114,7 @@ def test_the_precision_of_a_gpu(run, clips, monkeypatch):
     rounded = Family(run, CPU, ["teacher", "student"])
     for name in ("teachers", "students"):
         near, far = (next(iter(getattr(one, name).values())) for one in (exact, rounded))
-        difference = exact.sampler(near)(clips).int() - rounded.sampler(far)(clips).int()
+        difference = exact.sampler(near, exact.vae)(clips).int() - rounded.sampler(far, rounded.vae)(clips).int()
         assert difference.abs().float().mean() < 8
 
 
@@ -123,7 +123,7 @@ def test_the_ends_of_a_long_clip_are_those_of_the_whole(run):
     [clip] = make_clips(WORLD, "dev", 1, 65, CPU, long=True)
     own = Family(run, CPU, ["teacher", "student"])
     for method in (*own.teachers.values(), *own.students.values()):
-        whole = own.decode(torch.cat(list(own.latents(method, [clip], 65)), dim=2))
+        whole = own.decode(torch.cat(list(own.latents(method, [clip], 65)), dim=2), own.vae)
         ends = own.ends(method, [clip], 65, 20)
         assert whole.shape[1] == 65 and ends.shape[1] == 40
         assert (ends.int() - torch.cat([whole[:, :20], whole[:, -20:]], 1).int()).abs().max() <= 1

@@ -170,14 +170,14 @@ def test_reconstruction_of_a_coarser_copy():
     def coarser(frames):
         return (frames // 16 * 16 + 8).to(torch.uint8)
 
-    table = reconstruction_table(coarser, clips, CodedJudges(), EvaluationConfig(batch=3))
+    table = reconstruction_table({"VAE": coarser}, clips, CodedJudges(), EvaluationConfig(batch=3))
     assert table.value("VAE", "PSNR (dB)") == pytest.approx(
         20 * np.log10(255 / np.sqrt((16**2 - 1) / 12 + 0.25)), abs=0.6
     )
     assert table.value("VAE", "SSIM") > 0.9
     assert table.value("VAE", "mouth read again, correlation") > 0.98
     assert table.value("VAE", "identity similarity") > 0.98
-    exact = reconstruction_table(lambda frames: frames, clips)
+    exact = reconstruction_table({"VAE": lambda frames: frames}, clips)
     assert exact.value("VAE", "PSNR (dB)") == 100 and exact.value("VAE", "sharpness / truth") == pytest.approx(1)
 
 

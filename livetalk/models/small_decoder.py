@@ -1,0 +1,145 @@
+"""A small decoder of the Wan VAE's latents, for machines where the VAE's own is too slow. Same calls, same latents.
+
+Plain convolutions over each frame. Time is mixed at the latents' resolution alone, where every layer also sees what the
+latent before had there; then a latent becomes its four frames, each with features of its own, which are enlarged step
+by step. The idea is that of TAEHV and other tiny autoencoders: distil the decoder, keep the latents.
+
+Shapes: latents [B, z, F, h, w]; video [B, 3, T, 8h, 8w] in [-1, 1] with T = 4F - 3 frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from livetalk.geometry import LATENT_CHANNELS, TIME_STRIDE
+from livetalk.models.vae import DecoderState
+from livetalk.models.vae_layers import Past
+
+SHUFFLE = 2
+"""The last enlargement is a rearrangement of channels."""
+
+
+@dataclass(frozen=True)
+class SmallDecoderConfig:
+    """dim: width at the latents' resolution, where `mixes` layers mix time; widths: of the frames, from the latents'
+    resolution upwards, each twice the size of the one before."""
+
+    z_dim: int = LATENT_CHANNELS
+    dim: int = 96
+    mixes: int = 3
+    widths: tuple[int, ...] = (64, 48, 32)
+
+    def __post_init__(self) -> None:
+        if min(self.z_dim, self.dim, self.mixes, *self.widths) < 1:
+            raise ValueError(f"{self}: every size is at least 1")
+        if len(self.widths) != 3:
+            raise ValueError(f"widths {self.widths}: three, for 8 times the size with the last enlargement")
+
+
+class Residual(nn.Module):
+    """Two rounds of SiLU and convolution beside a shortcut: [N, C, H, W] -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class Mix(nn.Module):
+    """A residual layer that sees each latent beside the one before: [B, C, F, h, w] -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.join = nn.Conv2d(2 * width, width, 1)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        y = per_frame(self.join, with_previous(F.silu(x), past))
+        return x + per_frame(self.conv, F.silu(y))
+
+
+class Enlarge(nn.Module):
+    """Twice the size: [N, C, H, W] -> [N, C', 2H, 2W]."""
+
+    def __init__(self, width: int, width_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(F.silu(x), scale_factor=2.0, mode="nearest"))
+
+
+class SmallDecoder(nn.Module):
+    """Decodes the standardised latents of the VAE that it was trained beside; see the module for shapes."""
+
+    def __init__(self, config: SmallDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        self.enter = nn.Conv2d(2 * config.z_dim, config.dim, 3, padding=1)
+        self.mixes = nn.ModuleList(Mix(config.dim) for _ in range(config.mixes))
+        self.split = nn.Conv2d(config.dim, TIME_STRIDE * widths[0], 1)
+        self.stages = nn.ModuleList(Residual(width) for width in widths)
+        self.enlarge = nn.ModuleList(Enlarge(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.leave = nn.Conv2d(widths[-1], 3 * SHUFFLE**2, 3, padding=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents of a whole clip -> its video, not clamped."""
+        return self._video(latents, Past())
+
+    def decoder_state(self) -> DecoderState:
+        """A state before the first latent."""
+        return DecoderState()
+
+    def decode_step(self, latents: Tensor, state: DecoderState) -> Tensor:
+        """The next k latents -> their frames: 4k - 3 at the first call, 4k later; advances `state`."""
+        past = state.begin()
+        video = self._video(latents, past)
+        state.commit(past)
+        return video
+
+    def _video(self, latents: Tensor, past: Past) -> Tensor:
+        x = per_frame(self.enter, with_previous(latents, past))
+        for mix in self.mixes:
+            x = mix(x, past)
+        x = rearrange(per_frame(self.split, F.silu(x)), "b (n c) f h w -> b (f n) h w c", n=TIME_STRIDE)
+        if past.first:
+            x = x[:, TIME_STRIDE - 1 :]  # latent 0 stands for one frame
+        clips = len(x)
+        x = x.flatten(0, 1).movedim(-1, 1)  # channels stay last in memory, where convolutions are quickest
+        for index, stage in enumerate(self.stages):
+            x = stage(self.enlarge[index - 1](x) if index else x)
+        x = F.pixel_shuffle(self.leave(F.silu(x)), SHUFFLE)
+        return rearrange(x, "(b t) c h w -> b c t h w", b=clips)
+
+
+def with_previous(x: Tensor, past: Past) -> Tensor:
+    """[B, C, F, h, w] -> [B, 2C, F, h, w]: every frame beside the one before, zeros before the first."""
+    return torch.cat([past.join(x, 1)[:, :, :-1], x], dim=1)
+
+
+def per_frame(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 2-D convolution over each frame of [B, C, F, h, w]."""
+    frames = rearrange(x, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
+    return rearrange(conv(frames), "(b f) c h w -> b c f h w", b=len(x))
+
+
+def initialise(decoder: SmallDecoder, generator: torch.Generator | None = None) -> None:
+    """Weights to start a training from: signals keep their size, residual layers begin almost silent."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
+            nn.init.zeros_(module.bias)
+    for module in decoder.modules():
+        if isinstance(module, Residual | Mix):
+            last = module.second if isinstance(module, Residual) else module.conv
+            last.weight.data.mul_(0.1)
+    decoder.leave.weight.data.mul_(0.3)

@@ -1,0 +1,408 @@
+"""A stream without threads of its own: push sound, take the next block, interrupt. Deterministic.
+
+What is rendered is a function of picture, prompt, seed and the sound on the timeline, and of nothing else. Whatever
+changes the timeline where it was rendered already (speech over silence that was rendered ahead, an interruption) is
+the same operation: take back the blocks that heard it, go on from the first frame that is not settled, and render them
+again. The frames of a block that were shown already are not shown twice; their successors come from the new rendering,
+which starts from the same noise and the same past.
+
+Frame j of the stream is shown at j / FPS seconds, with the sound j * SAMPLES_PER_FRAME .. (j + 1) * SAMPLES_PER_FRAME.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import isfinite
+from threading import Lock
+
+import numpy as np
+from torch import Tensor
+
+from livetalk.geometry import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from livetalk.streaming.pace import Clock, Pace, frame_after
+from livetalk.streaming.performer import Performer, Picture
+from livetalk.streaming.sound import NOTHING, Resampler, Track, heard_until, mono
+from livetalk.streaming.take import Rendering, Take, Ticket
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Consecutive frames uint8 [n, H, W, 3] from frame `first` of the stream on, and their sound, float32
+    [n * SAMPLES_PER_FRAME]. silent: none of that sound was pushed."""
+
+    frames: np.ndarray
+    sound: np.ndarray
+    first: int
+    silent: bool
+    ticket: Ticket
+
+    @property
+    def stop(self) -> int:
+        """One past its last frame."""
+        return self.first + len(self.frames)
+
+    @property
+    def start(self) -> float:
+        """When its first frame is shown, in seconds of the stream."""
+        return self.first / FPS
+
+    def until(self, frame: int) -> Block | None:
+        """What of it comes before `frame`; None if nothing does."""
+        if frame >= self.stop:
+            return self
+        count = max(0, frame - self.first)
+        shorter = replace(self, frames=self.frames[:count], sound=self.sound[: count * SAMPLES_PER_FRAME])
+        return shorter if count else None
+
+    def fresh(self) -> Block | None:
+        """What of it is still valid: the stream may have taken frames back since it was made."""
+        stale = self.ticket.stale_from
+        return self if stale is None else self.until(stale)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What an interruption took back: `frames` rendered ones from `first` on, which is where the stream goes on, and
+    `unheard` seconds of pushed sound that was not shown."""
+
+    first: int
+    frames: int
+    unheard: float
+
+
+@dataclass
+class _Sound:
+    """Pushed sound that is not yet on the timeline, since when it waits, and whether it ends there for now."""
+
+    pieces: list[np.ndarray]
+    samples: int = 0
+    since: float | None = None
+    ended: bool = False
+
+    def add(self, sound: np.ndarray) -> None:
+        if len(sound):
+            self.pieces.append(sound)
+            self.samples += len(sound)
+
+    def take(self) -> np.ndarray:
+        taken = np.concatenate(self.pieces) if self.pieces else NOTHING
+        self.pieces, self.samples, self.since = [], 0, None
+        return taken
+
+
+class Session:
+    """One stream; see the module and Performer.session. Any thread may push, interrupt, change the prompt or restart
+    while another renders. `listeners` are called with a frame, from which on everything handed out is stale, as soon
+    as that is known and from whichever thread; they must not call the session.
+
+    Without a clock nothing but pushed sound is rendered, and what `next_block` returned counts as shown. With one,
+    rendering keeps the lead of StreamConfig over it, and fills with silence before the player runs dry.
+    """
+
+    def __init__(
+        self, performer: Performer, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None
+    ) -> None:
+        self.performer = performer
+        self.listeners: list[Callable[[int], None]] = []
+        self.seed = _whole(seed)
+        self._pace = Pace(performer.config, clock)
+        # Locks are taken in this order. `_state` is never held while something is computed.
+        self._denoising, self._decoding, self._state = Lock(), Lock(), Lock()
+        self._stops = 0
+        # What was handed out lately, by its last frame; a drop may reach back further than what can be rendered again.
+        self._handed: deque[tuple[int, Ticket]] = deque(maxlen=2 * performer.cache.journal)
+        self._resampler = Resampler()
+        text = performer.encode_prompt(prompt)
+        self._take = Take(performer, performer.encode_picture(image), self.seed)
+        self._begin(0, text)
+
+    def _begin(self, base: int, text: Tensor) -> None:
+        """Frame `base` of the stream is frame 0 of the take; everything else here is local to the take."""
+        self._base = base
+        self._track, self._queue = Track(), _Sound([])
+        self._prompts = [(0, text)]
+        # Blocks begun, and the frame that is handed out next: what holds. The take may be ahead of it until it is
+        # rewound to it, which only who holds both of its locks can do.
+        self._begun = 0
+        self._ready = 0
+        self._history: deque[Rendering] = deque(maxlen=self.performer.cache.journal)
+
+    @property
+    def live(self) -> bool:
+        """Whether it keeps pace with a clock."""
+        return self._pace.live
+
+    # Sound
+
+    def push_audio(self, pcm: np.ndarray, rate: int = SAMPLE_RATE) -> float:
+        """Adds sound in pieces of any length: [n] or [n, channels], float in [-1, 1] or integers. Returns the backlog.
+
+        Raises ValueError for values that are no sound, and, taking nothing, where the backlog would become too long.
+        """
+        pcm = mono(pcm, rate)
+        with self._state:
+            wanted = self._waiting() + len(pcm) * SAMPLE_RATE / rate
+            if wanted > self.performer.config.backlog:
+                raise ValueError(
+                    f"backlog of {wanted / SAMPLE_RATE:.1f} s is over {self.performer.config.backlog_s:g} s: push less "
+                    "at a time and wait until blocks were taken, or raise backlog_s"
+                )
+            if len(pcm):
+                self._enqueue(self._resampler.push(pcm, rate))
+                self._queue.ended = False
+            return self._waiting() / SAMPLE_RATE
+
+    def flush(self) -> None:
+        """Says that no sound follows soon: what is there is rendered to its end, with silence after it."""
+        with self._state:
+            self._enqueue(self._resampler.flush())
+            self._queue.ended = True
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of pushed sound that no block has been begun for."""
+        with self._state:
+            return self._waiting() / SAMPLE_RATE
+
+    def _enqueue(self, sound: np.ndarray) -> None:
+        self._queue.add(sound)
+        if self._pace.live and self._queue.samples and self._queue.since is None:
+            self._queue.since = self._pace.played()
+
+    def _waiting(self) -> int:
+        return self._queue.samples + max(0, self._track.end - self._front() * SAMPLES_PER_FRAME)
+
+    def _front(self) -> int:
+        """The first frame that no block was begun for."""
+        return max(self._frames(self._begun).start, self._ready)
+
+    # Blocks
+
+    def next_block(self, fill: bool = False) -> Block | None:
+        """The next block, or None while none is due: the lead is there, or sound is missing. fill: render it now, with
+        silence where sound is missing. None also where another thread took the block back while it was made."""
+        rendering = self.denoise_next(fill)
+        return None if rendering is None else self.decode_next(rendering)
+
+    def __iter__(self) -> Iterator[Block]:
+        """Blocks until none is due."""
+        while (block := self.next_block()) is not None:
+            yield block
+
+    def denoise_next(self, fill: bool = False) -> Rendering | None:
+        """The first half of `next_block`; another thread may do the second beside the next first half."""
+        with self._denoising:
+            self._settle()
+            with self._state:
+                job = None if self._stops else self._job(fill)
+            if job is None:
+                return None
+            rendering = self._take.denoise(*job)
+            with self._state:
+                self._history.append(rendering)
+                if self._stops:
+                    rendering.ticket.expire(self._base + self._ready)
+            return rendering
+
+    def decode_next(self, rendering: Rendering) -> Block | None:
+        """The second half, in the order of the first; None if the block was taken back meanwhile."""
+        with self._decoding:
+            if rendering.ticket.stale_from is not None:
+                return None
+            frames = self._take.decode(rendering)
+            with self._state:
+                return None if rendering.ticket.stale_from is not None else self._emit(rendering, frames)
+
+    def _job(self, fill: bool) -> tuple[np.ndarray, Tensor] | None:
+        """Sound and text of the next block, if it is due."""
+        frames = self._frames(self._begun)
+        start = (self._base + self._front()) / FPS
+        speaking = frames.start * SAMPLES_PER_FRAME < self._track.end
+        fill = fill or self._pace.starving(start) or (speaking and self._queue.ended)
+        known = self._track.end >= heard_until(self.performer.hearing, frames)
+        if not (fill or known) or not self._pace.due(start):
+            return None
+        self._begun += 1
+        text = [text for first, text in self._prompts if first < self._begun][-1]
+        return self._track.read(*self.performer.hearing.span(frames)), text
+
+    def _emit(self, rendering: Rendering, frames: np.ndarray) -> Block:
+        first, stop = self._ready, rendering.frames.stop
+        assert rendering.frames.start <= first < stop
+        span = (first * SAMPLES_PER_FRAME, stop * SAMPLES_PER_FRAME)
+        silent = not self._track.laid(*span)
+        kept = frames[first - rendering.frames.start :]
+        block = Block(kept, self._track.read(*span), self._base + first, silent, rendering.ticket)
+        self._ready = stop
+        self._handed.append((block.stop, block.ticket))
+        self._forget()
+        return block
+
+    def _forget(self) -> None:
+        """Lets go of what no block that can still be rendered hears or shows."""
+        oldest = self._oldest()
+        self._track.forget(self.performer.hearing.span(self._frames(oldest))[0])
+        past = [entry for entry in self._prompts if entry[0] <= oldest]
+        self._prompts = past[-1:] + [entry for entry in self._prompts if entry[0] > oldest]
+
+    def _oldest(self) -> int:
+        """The earliest block that can be rendered again."""
+        return self._history[0].index if self._history else self._begun
+
+    def _frames(self, block: int) -> range:
+        return self.performer.geometry.block_frames(block)
+
+    # Speech over silence
+
+    def _settle(self) -> None:
+        """Lays waiting sound on the timeline if its time has come, and takes back what was rendered without it."""
+        with self._state:
+            block = None if self._stops else self._lay()
+            if block is None or block >= self._begun:
+                return
+            cut = max(self._frames(block).start, self._settled())
+            self._take_back(block, cut)
+        self._notify(self._base + cut)
+        with self._decoding:
+            self._rewind()
+
+    def _lay(self) -> int | None:
+        """The first block that hears sound which is laid now; None if none is."""
+        if not self._queue.samples:
+            return None
+        settled = self._settled()
+        at = max(self._track.end, settled * SAMPLES_PER_FRAME)
+        block = self.performer.geometry.block_of(settled)
+        while heard_until(self.performer.hearing, self._frames(block)) <= at:
+            block += 1
+        if not self._is_time(at, block, speaking=self._track.end > settled * SAMPLES_PER_FRAME):
+            return None
+        self._track.place(at, self._queue.take())
+        return block
+
+    def _is_time(self, at: int, block: int, speaking: bool) -> bool:
+        """Whether to lay the waiting sound at `at`, first heard by `block`.
+
+        Where speech only goes on, at once. Where it begins after silence, or blocks have to be rendered again, when a
+        whole block of it is there, so that this happens once and silence goes on meanwhile.
+        """
+        if not self._pace.live or self._queue.ended or (speaking and block >= self._begun):
+            return True
+        needed = heard_until(self.performer.hearing, self._frames(block)) - at
+        prebuffer = self.performer.config.prebuffer_ms * SAMPLE_RATE // 1000
+        wanted = needed if speaking else max(needed, prebuffer)
+        waited = (self._pace.played() - self._queue.since) * SAMPLE_RATE
+        return self._queue.samples >= wanted or waited >= wanted
+
+    def _settled(self) -> int:
+        """The first frame that may still change: shown ones may not, nor those shown before others can be made."""
+        if not self._pace.live:
+            return self._front()
+        settled = min(self._ready, max(0, self._pace.settled() - self._base))
+        return max(settled, self._frames(self._oldest()).start)
+
+    def _take_back(self, block: int, cut: int) -> None:
+        """Blocks from `block` on no longer hold, and what they showed from frame `cut` on is stale."""
+        made = [rendering.ticket for rendering in self._history if rendering.index >= block]
+        for ticket in [*made, *(ticket for stop, ticket in self._handed if stop > self._base + cut)]:
+            ticket.expire(self._base + cut)
+        self._ready = min(self._ready, cut)
+        self._begun = min(self._begun, block)
+
+    def _rewind(self) -> None:
+        """Brings the take back to what holds. The caller has both of its locks."""
+        with self._state:
+            undone = [rendering for rendering in self._history if rendering.index >= self._begun]
+            for _ in undone:
+                self._history.pop()
+        self._take.rewind(undone)
+
+    def _notify(self, frame: int) -> None:
+        for listener in self.listeners:
+            listener(frame)
+
+    # Interruption
+
+    def interrupt(self, played_until: float | None = None) -> Dropped:
+        """Stops speaking: the stream goes on, silent, after the frames that begin before `played_until` seconds of it
+        (by default the clock's position, or, without a clock, what was taken so far).
+
+        Frames not shown, sound not heard and sound still waiting are dropped, and the model forgets them. Takes at most
+        one block's time; frames are stale for `listeners` and Block.fresh at once, and none comes after it returns.
+        Raises ValueError for a time before what can still be taken back.
+        """
+        with self._stopped(played_until) as dropped:
+            return dropped
+
+    @contextmanager
+    def _stopped(self, played_until: float | None) -> Iterator[Dropped]:
+        """Drops what was not shown and lets nothing begin until the end; inside, the take rests and is rewound."""
+        with self._state:
+            dropped = self._drop(self._cut(played_until))
+            # Whoever renders meanwhile sees this and drops its block; locks alone could let it begin another.
+            self._stops += 1
+        try:
+            self._notify(dropped.first)
+            with self._denoising, self._decoding:
+                self._rewind()
+                yield dropped
+        finally:
+            with self._state:
+                self._stops -= 1
+
+    def _drop(self, cut: int) -> Dropped:
+        """Frames from `cut` of the take on, and all sound after it."""
+        unheard = self._track.laid(cut * SAMPLES_PER_FRAME, self._track.end) + self._queue.samples
+        self._track.cut(cut * SAMPLES_PER_FRAME)
+        self._queue = _Sound([])
+        self._resampler.reset()
+        frames = self._ready - cut
+        self._take_back(self.performer.geometry.block_of(cut), cut)
+        return Dropped(self._base + cut, frames, unheard / SAMPLE_RATE)
+
+    def _cut(self, played_until: float | None) -> int:
+        if played_until is None:
+            played_until = self._pace.played() if self._pace.live else (self._base + self._ready) / FPS
+        if not (isfinite(played_until) and played_until >= 0):
+            raise ValueError(f"played_until {played_until}: give seconds of the stream, 0 or more")
+        cut = min(self._ready, frame_after(played_until) - self._base)
+        earliest = self._frames(self._oldest()).start
+        if cut < earliest:
+            raise ValueError(
+                f"played_until {played_until:g} s is too long ago: no more than {(self._base + earliest) / FPS:g} s on "
+                "can be taken back, raise lead_ms to keep more"
+            )
+        return cut
+
+    # Changes in mid-stream
+
+    def set_prompt(self, prompt: str) -> float:
+        """Describes the movement anew, from the next block on. Returns when that is shown, in seconds of the stream."""
+        text = self.performer.encode_prompt(prompt)
+        self._take.follow()
+        with self._state:
+            self._prompts = [entry for entry in self._prompts if entry[0] < self._begun] + [(self._begun, text)]
+            return (self._base + self._frames(self._begun).start) / FPS
+
+    def restart(
+        self, image: Picture, prompt: str | None = None, seed: int | None = None, played_until: float | None = None
+    ) -> Dropped:
+        """Interrupts and begins anew with another picture: from there on the stream is that of a new session, the
+        numbering of frames apart. prompt, seed: as they were unless given."""
+        reference = self.performer.encode_picture(image)
+        text = None if prompt is None else self.performer.encode_prompt(prompt)
+        seed = self.seed if seed is None else _whole(seed)
+        with self._stopped(played_until) as dropped, self._state:
+            self.seed = seed
+            self._take.restart(reference, seed)
+            self._begin(self._base + self._ready, self._prompts[-1][1] if text is None else text)
+            return dropped
+
+
+def _whole(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed {seed!r} is not a whole number from 0 to {2**63 - 1}")
+    return seed

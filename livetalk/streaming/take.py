@@ -1,0 +1,151 @@
+"""One performance of one picture, the model's side: cache, decoder state and noise, block by block, and back.
+
+A block is denoised, then decoded; blocks are denoised in order and decoded in order, and the two may run beside each
+other in two threads. `rewind` undoes the latest blocks, decoded or not. Everything is local to the take: block 0 begins
+with the picture itself, frame 0.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from livetalk.conditions import Conditions, group_audio
+from livetalk.media import to_pixels
+from livetalk.models.vae_layers import Tails
+from livetalk.rollout import gaussian
+from livetalk.streaming.performer import Performer
+
+
+@dataclass
+class Ticket:
+    """Says of a rendered block from which frame of the stream on it is no longer valid; None: all of it is."""
+
+    stale_from: int | None = None
+
+    def expire(self, frame: int) -> None:
+        """It is no longer valid from `frame` on, nor from where it was not before."""
+        self.stale_from = frame if self.stale_from is None else min(frame, self.stale_from)
+
+
+@dataclass
+class Rendering:
+    """A block of a take, latents [1, 16, block, h, w], and what it takes to undo it.
+
+    noise: the generator's state before it. decoder: the decoder's before it, once `decoded`.
+    """
+
+    index: int
+    frames: range
+    latents: Tensor
+    noise: Tensor
+    done: torch.cuda.Event | None
+    decoded: bool = False
+    decoder: Tails | None = None
+    ticket: Ticket = field(default_factory=Ticket)
+
+
+class Take:
+    """One thread may denoise while another decodes; rewind and restart need both to rest."""
+
+    def __init__(self, performer: Performer, reference: Tensor, seed: int) -> None:
+        self.performer = performer
+        on_gpu = performer.device.type == "cuda"
+        # Streams of their own, so that decoding runs beside denoising and sessions beside each other.
+        self._denoising, self._decoding = (torch.cuda.Stream(performer.device) if on_gpu else None for _ in range(2))
+        with torch.inference_mode(), self.lane():
+            self._cache = performer.new_cache()
+        self._decoder = performer.decoder.decoder_state()
+        self._generator = torch.Generator("cpu")
+        self.restart(reference, seed)
+
+    def restart(self, reference: Tensor, seed: int) -> None:
+        """Begins anew, with a reference latent [1, 16, 1, h, w]; the blocks so far are forgotten."""
+        self.follow()
+        if self._denoising is not None:
+            # What is still queued reads the picture that is let go of here.
+            self._denoising.synchronize()
+        self._reference = reference
+        self._cache.reset()
+        self._decoder.reset()
+        self._generator.manual_seed(seed)
+        self.blocks = 0
+
+    def lane(self) -> AbstractContextManager:
+        """Where the denoiser's work is queued, on a GPU."""
+        return nullcontext() if self._denoising is None else torch.cuda.stream(self._denoising)
+
+    def follow(self) -> None:
+        """What the calling thread has queued on a GPU so far comes before whatever is denoised next."""
+        if self._denoising is not None:
+            self._denoising.wait_stream(torch.cuda.current_stream(self.performer.device))
+
+    @torch.inference_mode()
+    def denoise(self, sound: np.ndarray, text: Tensor) -> Rendering:
+        """Makes the next block from the sound of its hearing's span and text features [1, L, text_dim]."""
+        performer, index = self.performer, self.blocks
+        frames = performer.geometry.block_frames(index)
+        before = self._generator.get_state()
+        with self.lane():
+            conditions = self._conditions(sound, text, frames)
+            latents = performer.denoise(conditions, self._cache, self._noise())
+            done = None if self._denoising is None else self._denoising.record_event()
+        self.blocks += 1
+        return Rendering(index, frames, latents, before, done)
+
+    @torch.inference_mode()
+    def decode(self, rendering: Rendering) -> np.ndarray:
+        """Frames uint8 [n, H, W, 3] of a block, the next after the one decoded before."""
+        assert not rendering.decoded
+        rendering.decoder, rendering.decoded = self._decoder.snapshot(), True
+        if self._decoding is None:
+            return to_pixels(self.performer.decoder.decode_step(rendering.latents, self._decoder))
+        with torch.cuda.stream(self._decoding):
+            self._decoding.wait_event(rendering.done)
+            # The copy to the host waits for this stream alone; until then `rendering` keeps the latents alive.
+            return to_pixels(self.performer.decoder.decode_step(rendering.latents, self._decoder))
+
+    @torch.inference_mode()
+    def rewind(self, undone: list[Rendering]) -> None:
+        """Goes back to before the latest blocks, given in the order they were made: it is as if they never were."""
+        assert [rendering.index for rendering in undone] == [*range(self.blocks - len(undone), self.blocks)]
+        with self.lane():
+            self._cache.rewind(len(undone))
+        self.blocks -= len(undone)
+        for rendering in reversed(undone):
+            self._generator.set_state(rendering.noise)
+            if rendering.decoded:
+                self._decoder.restore(rendering.decoder)
+
+    def _conditions(self, sound: np.ndarray, text: Tensor, frames: range) -> Conditions:
+        performer, block = self.performer, self.performer.geometry.block
+        pcm = self._moved(torch.from_numpy(sound)[None])
+        features = performer.hearing.features(pcm, frames)
+        grouped = group_audio(features) if frames.start == 0 else features.reshape(1, block, -1)
+        return Conditions(text, self._reference, grouped.to(performer.dtype), first=self.blocks * block)
+
+    def _noise(self):
+        """All draws of a block at once, in the order in which the sampler asks for them: one copy to the device."""
+        draws = [self._draw() for _ in self.performer.timesteps]
+        waiting = iter(self._moved(torch.stack(draws)))
+
+        def noise(shape: tuple[int, ...]) -> Tensor:
+            drawn = next(waiting)
+            assert drawn.shape == shape
+            return drawn
+
+        return noise
+
+    def _draw(self) -> Tensor:
+        return gaussian(self._generator, torch.float32, "cpu")(self.performer.latent_shape)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """To the device and its precision. From pinned memory, so that the host does not wait for the card."""
+        device, dtype = self.performer.device, self.performer.dtype
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True).to(dtype)

@@ -1,0 +1,75 @@
+"""The small decoder: pieces against the whole, causality, state, size."""
+
+import pytest
+import torch
+
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, initialise
+
+TINY = SmallDecoderConfig(z_dim=4, dim=8, mixes=2, widths=(8, 6, 4))
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    made = SmallDecoder(TINY).double().eval().requires_grad_(False)
+    initialise(made, torch.Generator().manual_seed(0))
+    return made
+
+
+def latents(frames: int, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 4, frames, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_latent_is_four_frames_and_the_first_one(decoder):
+    assert decoder.decode(latents(1)).shape == (2, 3, 1, 24, 40)
+    assert decoder.decode(latents(6)).shape == (2, 3, 21, 24, 40)
+
+
+@pytest.mark.parametrize("pieces", [[6], [1, 5], [3, 3], [1, 1, 1, 1, 1, 1], [2, 1, 3]])
+def test_pieces_are_the_whole(decoder, pieces):
+    z, state = latents(6), decoder.decoder_state()
+    parts = [decoder.decode_step(part, state) for part in z.split(pieces, dim=2)]
+    assert [part.shape[2] for part in parts] == [4 * n - 3 * (i == 0) for i, n in enumerate(pieces)]
+    assert torch.allclose(torch.cat(parts, dim=2), decoder.decode(z), atol=1e-12)
+
+
+def test_later_latents_never_change_earlier_frames(decoder):
+    z = latents(6)
+    later = z.clone()
+    later[:, :, 4:] += 1
+    before, after = decoder.decode(z), decoder.decode(later)
+    assert torch.equal(before[:, :, :13], after[:, :, :13])
+    assert not torch.allclose(before[:, :, 13:], after[:, :, 13:])
+
+
+def test_the_latents_before_are_seen_as_far_as_the_layers_reach(decoder):
+    """One latent for the entrance, one for each layer that mixes time: a window of training needs no more history."""
+    z = latents(8, 1)
+    reach = 1 + TINY.mixes
+    window = decoder.decode(z[:, :, 7 - reach :])[:, :, -4:]
+    assert torch.allclose(window, decoder.decode(z)[:, :, -4:], atol=1e-12)
+    assert not torch.allclose(decoder.decode(z[:, :, 8 - reach :])[:, :, -4:], window, atol=1e-9)
+
+
+def test_a_state_goes_back_to_a_snapshot(decoder):
+    z, state = latents(5), decoder.decoder_state()
+    decoder.decode_step(z[:, :, :2], state)
+    kept = state.snapshot()
+    expected = decoder.decode_step(z[:, :, 2:3], state)
+    decoder.decode_step(z[:, :, 3:], state)
+    state.restore(kept)
+    assert torch.equal(decoder.decode_step(z[:, :, 2:3], state), expected)
+    state.reset()
+    assert decoder.decode_step(z[:, :, :1], state).shape[2] == 1
+
+
+def test_it_is_small():
+    with torch.device("meta"):
+        made = SmallDecoder(SmallDecoderConfig())
+    assert sum(value.numel() for value in made.parameters()) < 550_000
+
+
+def test_sizes_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        SmallDecoderConfig(mixes=0)
+    with pytest.raises(ValueError, match="three"):
+        SmallDecoderConfig(widths=(8, 4))

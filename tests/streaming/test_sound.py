@@ -1,0 +1,116 @@
+"""Resampling in pieces, sound on a timeline, and what a block hears against hearing the whole."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soxr
+import torch
+
+from livetalk.geometry import SAMPLES_PER_FRAME, Geometry
+from livetalk.models.audio import AudioConfig, AudioEncoder
+from livetalk.streaming.sound import (
+    ClipHearing,
+    Resampler,
+    Track,
+    WindowHearing,
+    difference,
+    heard_until,
+    hearing_of,
+    mono,
+)
+from tests.streaming.conftest import TINY, speech
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 24_000, 44_100, 48_000])
+def test_any_pieces_are_resampled_like_the_whole(rate):
+    pcm = speech(rate)
+    results = []
+    for size in (rate // 100, 37 * rate // 1000, rate):
+        resampler = Resampler()
+        parts = [resampler.push(pcm[at : at + size], rate) for at in range(0, len(pcm), size)]
+        results.append(np.concatenate([*parts, resampler.flush()]))
+    assert len(results[0]) == 16_000 and results[0].dtype == np.float32
+    assert all(np.array_equal(result, results[0]) for result in results)
+    assert np.array_equal(results[0], pcm if rate == 16_000 else soxr.resample(pcm, rate, 16_000))
+
+
+def test_a_change_of_rate_ends_what_was_before():
+    resampler = Resampler()
+    parts = [resampler.push(speech(4800), 48_000), resampler.push(speech(2400), 24_000), resampler.flush()]
+    assert sum(map(len, parts)) == 3200 and len(resampler.flush()) == 0
+    resampler.push(speech(4800), 48_000)
+    resampler.reset()
+    assert len(resampler.flush()) == 0
+
+
+def test_sound_of_all_kinds_becomes_mono():
+    stereo = np.array([[8192, -8192], [16384, 0]], np.int16)
+    assert mono(stereo, 16_000).tolist() == [0, 0.25]
+    assert mono(np.zeros((0, 2)), 16_000).shape == (0,)
+    for pcm, rate in ((np.ones(3), 0), (np.ones(3), 16_000.5), (np.ones(3), True), (np.full(3, np.inf), 16_000)):
+        with pytest.raises(ValueError):
+            mono(pcm, rate)
+
+
+def test_a_track_is_silent_where_nothing_lies():
+    track = Track()
+    track.place(2, np.array([1, 2], np.float32))
+    track.place(6, np.array([3, 4, 5], np.float32))
+    assert track.end == 9 and track.read(-2, 10).tolist() == [0] * 4 + [1, 2, 0, 0, 3, 4, 5, 0]
+    assert track.laid(0, 7) == 3 and track.laid(4, 6) == 0
+    track.cut(7)
+    assert track.end == 7 and track.read(0, 9).tolist() == [0, 0, 1, 2, 0, 0, 3, 0, 0]
+    track.cut(5)
+    assert track.end == 5 and track.laid(0, 9) == 2
+    track.forget(4)
+    assert track.laid(0, 9) == 0 and track.end == 5
+    with pytest.raises(AssertionError):
+        track.place(4, np.ones(1, np.float32))
+
+
+# Hearing
+
+
+@pytest.fixture(scope="module")
+def clip_encoder():
+    """The published shape at the smallest size, positional convolution and normalisation included."""
+    small = {"hidden": 32, "layers": 2, "heads": 2, "ffn": 32, "conv_dim": (16,) * 7}
+    torch.manual_seed(0)
+    return AudioEncoder(replace(AudioConfig.wav2vec2_base(), **small)).eval()
+
+
+def test_a_window_encoder_hears_the_same_block_by_block(tiny_parts):
+    assert difference(WindowHearing(tiny_parts["audio"]), torch.from_numpy(speech(40_123))[None], TINY) == 0
+
+
+def test_what_a_window_hears_ends_at_the_lookahead(tiny_parts):
+    hearing = hearing_of(tiny_parts["audio"], 0, 0)
+    assert hearing.span(range(9, 21)) == (9000 - 5840, 20_000 + 3200)
+    assert heard_until(hearing, range(9, 21)) == 23_200
+
+
+def test_a_clip_encoder_over_everything_is_the_whole(clip_encoder):
+    pcm = torch.from_numpy(speech(33 * SAMPLES_PER_FRAME))[None]
+    everything = ClipHearing(clip_encoder, past=100, ahead=0)
+    frames = range(21, 33)
+    whole = clip_encoder.features(pcm, 33)[:, 21:]
+    assert torch.allclose(everything.features(pcm, frames), whole, atol=1e-5)
+
+
+def test_a_clip_encoder_comes_closer_the_more_it_hears(clip_encoder):
+    """The stated window's price, on speech-like sound: bursts, since the normalisation hears the level of the whole."""
+    bursts = np.sin(np.arange(12 * 16_000) / 3000) ** 2
+    pcm = torch.from_numpy((speech(12 * 16_000) * bursts).astype(np.float32))[None]
+    geometry = Geometry(height=16, width=16)
+    near, default, wide = (
+        difference(hearing_of(clip_encoder, past, ahead), pcm, geometry)
+        for past, ahead in ((500, 0), (5000, 250), (20_000, 2000))
+    )
+    assert wide < default < near and default < 0.1
+
+
+def test_a_clip_encoder_hears_nothing_beyond_its_window(clip_encoder):
+    hearing = ClipHearing(clip_encoder, past=4, ahead=2)
+    assert hearing.span(range(0, 9)) == (0, 11_000) and hearing.span(range(9, 21)) == (5000, 23_000)
+    assert heard_until(hearing, range(9, 21)) == 23_000
