@@ -103,13 +103,25 @@ def fit_image(image: Image.Image, height: int, width: int) -> Tensor:
     left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
     box = (left, top, left + crop_width, top + crop_height)
     resized = to_rgb(image).resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 127.5 - 1
+    return to_unit(torch.from_numpy(np.array(resized))[None, None])[0, :, 0]
+
+
+# The scale of networks
+
+
+def to_unit(frames: Tensor) -> Tensor:
+    """uint8 [B, T, H, W, 3] -> float video [B, 3, T, H, W] in [-1, 1]."""
+    return frames.movedim(-1, 1).float().div(127.5).sub(1)
+
+
+def pixels_of(video: Tensor) -> Tensor:
+    """Decoded video [B, 3, T, H, W], clamped to [-1, 1] here -> uint8 [B, T, H, W, 3]."""
+    return video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).movedim(1, -1)
 
 
 def to_pixels(video: Tensor) -> np.ndarray:
-    """Decoded frames [1, 3, n, H, W], clamped to [-1, 1] here -> uint8 [n, H, W, 3]."""
-    pixels = (video[0].float().clamp(-1, 1) + 1) * 127.5
-    return pixels.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    """The same for one clip [1, 3, n, H, W], on the host: uint8 [n, H, W, 3]."""
+    return pixels_of(video)[0].cpu().numpy()
 
 
 # Sound

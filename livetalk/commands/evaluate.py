@@ -34,10 +34,10 @@ from livetalk.evaluation.metrics import plain
 from livetalk.evaluation.report import Report, main_table, verdict_table, write_report
 from livetalk.families import SMALL, CausalSampler, TeacherSampler
 from livetalk.geometry import FPS, frames_of_latents, latents_of_frames
+from livetalk.media import pixels_of, to_unit
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.parts import family_part, load_part, missing_parts, read_config, require_parts
 from livetalk.rollout import Noise
-from livetalk.training.autoencoder import to_unit
 
 log = logging.getLogger(__name__)
 PARTS = ("vae", "audio", "text")
@@ -150,7 +150,7 @@ class Family:
         state, parts, seen = self.vae.decoder_state(), [], 0
         pieces = (piece.split(self.run.geometry.block, dim=2) for piece in self.latents(method, clips, frames))
         for block in chain.from_iterable(pieces):
-            video = _pixels(self.vae.decode_step(block.to(self.dtype), state))[:, : frames - seen]
+            video = pixels_of(self.vae.decode_step(block.to(self.dtype), state))[:, : frames - seen]
             parts += [video[:, : max(0, kept - seen)], video[:, max(0, frames - kept - seen) :]]
             seen += video.shape[1]
         return torch.cat(parts, dim=1)
@@ -162,14 +162,10 @@ class Family:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, decoder: nn.Module) -> Tensor:
-        return _pixels(decoder.decode(latents.to(self.dtype)))
+        return pixels_of(decoder.decode(latents.to(self.dtype)))
 
     def _video(self, frames: Tensor) -> Tensor:
         return to_unit(frames).to(self.dtype)
-
-
-def _pixels(video: Tensor) -> Tensor:
-    return video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
 def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
@@ -307,7 +303,7 @@ class Bench:
     def _decode(self, decoder: nn.Module, block: Tensor, blocks: int) -> None:
         state = decoder.decoder_state()
         for _ in range(blocks):
-            _pixels(decoder.decode_step(block, state))
+            pixels_of(decoder.decode_step(block, state))
 
     def _median(self, act: Callable[[], None]) -> float:
         """Median seconds of three runs, or of the first one where that is slow."""

@@ -20,7 +20,7 @@ from livetalk.evaluation.evaluate import POSE, image_figures
 from livetalk.evaluation.judges import Judges, load_judges
 from livetalk.evaluation.report import contact_sheet, finite
 from livetalk.geometry import frame_span
-from livetalk.media import VideoWriter
+from livetalk.media import VideoWriter, pixels_of
 from livetalk.models.vae import WanVAE
 from livetalk.parts import load_part, missing_parts
 from livetalk.training.ode import seam_ratio
@@ -29,11 +29,6 @@ log = logging.getLogger(__name__)
 SHEET_CLIPS, SHEET_FRAMES = 4, 8
 TOGETHER = 16
 """Clips decoded and looked at at a time."""
-
-
-def pixels(video: Tensor) -> Tensor:
-    """[B, 3, T, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3]."""
-    return rearrange(video.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8), "b c t h w -> b t h w c")
 
 
 def moves(latents: Tensor) -> Tensor:
@@ -97,7 +92,7 @@ class Examination:
         """Decodes latents [N, C, F, h, w] and reads what judges read."""
         images, tracks, identity, kept = [], [], [], []
         for part in latents.split(TOGETHER):
-            frames = pixels(self.vae.decode(part.to(self.dtype)))
+            frames = pixels_of(self.vae.decode(part.to(self.dtype)))
             kept.append(frames[: max(0, SHEET_CLIPS - TOGETHER * len(kept))].clone())
             images.append(image_figures(frames, self.seams))
             if self.judges is not None:

@@ -30,13 +30,12 @@ from livetalk.data.world.motion import Motion
 from livetalk.data.world.take import Take
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.geometry import FPS
-from livetalk.media import fit_image
+from livetalk.media import fit_image, to_unit
 from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.parts import load_part, missing_parts, read_config, require_parts
 from livetalk.pipeline import read_request
 from livetalk.training import distributed
-from livetalk.training.autoencoder import to_unit
 from OmniAvatar.ode_pairs import clip_noise, stops, trajectory
 from OmniAvatar.sampling import Guidance
 

@@ -27,6 +27,7 @@ from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.evaluation.judges import TRACKS, Judges
 from livetalk.evaluation.objective import JudgesObjective, partners
 from livetalk.geometry import SAMPLES_PER_FRAME, SPACE_STRIDE
+from livetalk.media import to_unit
 from livetalk.models import small_decoder
 from livetalk.models.audio import AudioEncoder, AudioHeads
 from livetalk.models.small_decoder import SmallDecoder
@@ -37,7 +38,7 @@ from livetalk.training import audio as audio_training
 from livetalk.training import distributed
 from livetalk.training import small_decoder as small_decoder_training
 from livetalk.training.audio import AudioObjective, LabelledSound
-from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr, to_unit
+from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr
 from livetalk.training.small_decoder import SmallDecoderObjective
 from livetalk.training.trainer import TrainConfig, Trainer
 

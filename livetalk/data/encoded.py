@@ -20,6 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from livetalk.media import to_unit
+
 log = logging.getLogger(__name__)
 INDEX = "index.json"
 
@@ -63,7 +65,7 @@ def encode_excerpt(
     """Frames uint8 [n, T, H, W, 3] and sound [n, T * 1000] to latents and audio features, as bfloat16; the VAE computes
     in `dtype`."""
     device = next(vae.parameters()).device
-    video = frames.to(device).permute(0, 4, 1, 2, 3).float().div(127.5).sub(1)
+    video = to_unit(frames.to(device))
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         latents = vae.encode(video)
     features = audio.features(pcm.to(device).float(), frames=frames.shape[1])

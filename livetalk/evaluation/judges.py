@@ -18,6 +18,8 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from livetalk.media import to_unit
+
 # The world's tracks that judges read. The mouth's opening stands first: losses count it more.
 TRACKS = ("mouth_open", "mouth_width", "eye_open", "pitch", "yaw", "roll", "smile", "blink", "brow")
 NEEDED = ("mouth_open", "eye_open", "pitch", "yaw", "roll")  # what the measures cannot do without
@@ -78,7 +80,7 @@ def prepare(frames: torch.Tensor, size: int) -> torch.Tensor:
     What is not square is cropped at the centre; another size is resampled with antialiasing.
     """
     if frames.ndim == 5 and frames.dtype == torch.uint8 and frames.shape[-1] == 3:
-        x = rearrange(frames, "b t h w c -> (b t) c h w").float() / 127.5 - 1
+        x = to_unit(frames).transpose(1, 2).flatten(0, 1)
     elif frames.ndim == 5 and frames.is_floating_point() and frames.shape[2] == 3:
         x = rearrange(frames, "b t c h w -> (b t) c h w").float().clamp(-1, 1)
     else:

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE
+from livetalk.media import to_unit
 from livetalk.models.vae import WanVAE
 from livetalk.training.losses import moving_weight
 
@@ -36,11 +37,6 @@ class AutoencoderConfig:
     motion: float = 0.0
     long_frames: int = 65
     long_every: int = 2
-
-
-def to_unit(frames: Tensor) -> Tensor:
-    """uint8 [B, T, H, W, 3] to float video [B, 3, T, H, W] in [-1, 1]."""
-    return rearrange(frames, "b t h w c -> b c t h w").float().div(127.5).sub(1)
 
 
 def reconstruction_error(video: Tensor, decoded: Tensor, moving: float, begins: bool = True) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE
+from livetalk.media import to_unit
 from livetalk.models.small_decoder import SmallDecoder
 from livetalk.models.vae import WanVAE
 from livetalk.training.autoencoder import (
@@ -17,7 +18,6 @@ from livetalk.training.autoencoder import (
     moving_places,
     psnr,
     reconstruction_error,
-    to_unit,
 )
 
 

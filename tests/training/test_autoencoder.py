@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from livetalk.media import to_unit
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.training.autoencoder import (
     AutoencoderConfig,
@@ -12,7 +13,6 @@ from livetalk.training.autoencoder import (
     moving_places,
     psnr,
     reconstruction_error,
-    to_unit,
 )
 
 
