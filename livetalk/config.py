@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
 from livetalk.evaluation.ablations import AblateRun
+from livetalk.evaluation.benchmark import BenchRun
 from livetalk.evaluation.judges import JudgesConfig
 from livetalk.evaluation.objective import ObjectiveConfig
 from livetalk.geometry import Geometry
@@ -353,6 +354,7 @@ RUNS: dict[str, type] = {
     "train_dmd": DmdRun,
     "evaluate": EvaluateRun,
     "ablate": AblateRun,
+    "bench": BenchRun,
     "make_world": WorldSamples,
 }
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}

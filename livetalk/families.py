@@ -277,6 +277,7 @@ def performer_of(pipe: LiveTalkPipeline, config: StreamConfig | None = None) -> 
         sampler.settings.timesteps,
         sampler.settings.positions,
         config,
+        pipe.decoder,
     )
 
 

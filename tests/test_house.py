@@ -45,7 +45,7 @@ ARROWS = {
     "commands": {
         *BASE,
         *{"config", "cli", "devices", "media", "models", "rollout", "parts", "families", "pipeline"},
-        *{"data", "training", "evaluation", "OmniAvatar"},
+        *{"data", "training", "evaluation", "streaming", "OmniAvatar"},
     },
     # from_pretrained hands over to families, inside the call: the one edge back into the wiring
     "pipeline": {*BASE, "models", "rollout", "media", "families", "streaming"},

@@ -76,6 +76,8 @@ class Family:
         self.decoders: dict[str, nn.Module] = {"VAE": self.vae}
         if not missing_parts(run.family, [SMALL]):
             self.decoders[SMALL_NAME] = load_part(run.family, SMALL, device, self.dtype)
+        # What inference decodes with on this device: an hour of long clips takes the other one a day on a CPU.
+        self.usual = self.decoders.get(SMALL_NAME, self.vae) if device.type == "cpu" else self.vae
         self.audio, self.text = (load_part(run.family, name, device) for name in PARTS[1:])
         self._conditions: dict[tuple[tuple[EvaluationClip, ...], int], Conditions] = {}
         self.teachers, self.students = {}, {}
@@ -146,11 +148,12 @@ class Family:
 
     @torch.no_grad()
     def ends(self, method: Method, clips: Sequence[EvaluationClip], frames: int, kept: int) -> Tensor:
-        """The first and the last `kept` of `frames` frames, uint8 [B, 2 * kept, H, W, 3]: nothing else is stored."""
-        state, parts, seen = self.vae.decoder_state(), [], 0
+        """The first and the last `kept` of `frames` frames, uint8 [B, 2 * kept, H, W, 3]: nothing else is stored.
+        Decoded as is usual on the device."""
+        state, parts, seen = self.usual.decoder_state(), [], 0
         pieces = (piece.split(self.run.geometry.block, dim=2) for piece in self.latents(method, clips, frames))
         for block in chain.from_iterable(pieces):
-            video = pixels_of(self.vae.decode_step(block.to(self.dtype), state))[:, : frames - seen]
+            video = pixels_of(self.usual.decode_step(block.to(self.dtype), state))[:, : frames - seen]
             parts += [video[:, : max(0, kept - seen)], video[:, max(0, frames - kept - seen) :]]
             seen += video.shape[1]
         return torch.cat(parts, dim=1)

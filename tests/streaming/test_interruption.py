@@ -1,0 +1,274 @@
+"""Interrupted is as if what was not shown had never been made: afterwards, at once, and in any order of events."""
+
+import random
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+import torch
+
+from livetalk.geometry import FPS, SAMPLES_PER_FRAME
+from livetalk.streaming.pace import StreamConfig
+from livetalk.streaming.player import Player
+from tests.streaming.conftest import DEEP, FACE, OTHER_FACE, frames_of, numbered, same, sound_of, speech, take
+
+FIRST, SECOND = speech(80_000, 1), speech(80_000, 2)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8, 9, 10, 15, 20, 21, 30])
+def test_what_comes_after_equals_never_having_gone_further(performer, cut):
+    """Against a session that was given just the sound that was heard, and never made what was dropped."""
+    session, reference = performer.session(FACE, "nods", 7), performer.session(FACE, "nods", 7)
+    shown = performer.geometry.block_of(cut)
+    for each in (session, reference):
+        each.push_audio(FIRST)
+        take(each, shown)
+    ahead = take(session, 3)
+    dropped = session.interrupt(cut / FPS)
+    assert dropped.first == cut and dropped.frames == ahead[-1].stop - cut
+    assert dropped.unheard == pytest.approx(5 - cut / FPS)
+    # Its first blocks heard the same, up to the look-ahead; the rest is forgotten and given again.
+    reference.interrupt()
+    start = performer.geometry.block_frames(shown).start * SAMPLES_PER_FRAME
+    reference.push_audio(FIRST[start : cut * SAMPLES_PER_FRAME])
+    for each in (session, reference):
+        each.push_audio(SECOND)
+    after, wanted = take(session, 4), take(reference, 4)
+    assert after[0].first == cut
+    shown_already = cut - wanted[0].first
+    assert np.array_equal(frames_of(after), frames_of(wanted)[shown_already:])
+    assert np.array_equal(sound_of(after), SECOND[: len(sound_of(after))])
+
+
+def test_an_interruption_at_the_end_of_what_was_heard_is_the_end_of_the_sound(performer):
+    """Where no look-ahead reaches over the cut, the reference is simply a session that was given less."""
+    session, less = performer.session(FACE, "nods"), performer.session(FACE, "nods")
+    session.push_audio(FIRST)
+    take(session, 3)
+    session.interrupt(16 / FPS)
+    less.push_audio(FIRST[:16_000])
+    less.flush()
+    assert np.array_equal(frames_of(take(session, 3, fill=True)), frames_of(take(less, 4, fill=True))[16:])
+
+
+def test_interruptions_can_follow_each_other(performer):
+    session, once = performer.session(FACE, "nods"), performer.session(FACE, "nods")
+    for each in (session, once):
+        each.push_audio(FIRST)
+        take(each, 3)
+    session.interrupt(25 / FPS)
+    take(session, 2, fill=True)
+    assert session.interrupt(18 / FPS).first == 18
+    assert session.interrupt(14 / FPS).frames == 4
+    once.interrupt(14 / FPS)
+    assert same(take(session, 2, fill=True), take(once, 2, fill=True))
+
+
+def test_the_default_is_now(performer, clock):
+    session = performer.session(FACE, "nods", clock=clock)
+    session.push_audio(FIRST)
+    take(session, 3)
+    clock.seconds = 1.03
+    assert session.interrupt().first == 17
+    unpaced = performer.session(FACE, "nods")
+    unpaced.push_audio(FIRST)
+    assert unpaced.interrupt().first == 0
+    take(unpaced, 1, fill=True)
+    assert unpaced.interrupt().frames == 0
+
+
+def test_too_long_ago_is_refused_and_changes_nothing(make):
+    session, plain = (make(StreamConfig(lead_ms=0, reserve_ms=0)).session(FACE, "nods") for _ in range(2))
+    for each in (session, plain):
+        each.push_audio(FIRST)
+        take(each, 5)
+    with pytest.raises(ValueError, match=r"too long ago: no more than 1\.3125 s on"):
+        session.interrupt(1.25)
+    assert same(take(session, 1), take(plain, 1))
+
+
+def test_blocks_know_what_is_stale(performer):
+    session, heard = performer.session(FACE, "nods"), []
+    session.listeners.append(heard.append)
+    session.push_audio(FIRST)
+    first, second, third = take(session, 3)
+    session.interrupt(15 / FPS)
+    assert first.fresh() is first and third.fresh() is None and heard == [15]
+    assert second.fresh().stop == 15 and len(second.fresh().sound) == 6 * SAMPLES_PER_FRAME
+    session.interrupt(12 / FPS)
+    assert second.fresh().stop == 12 and heard == [15, 12]
+
+
+@pytest.mark.parametrize("place", ["denoise", "decode"])
+def test_a_block_in_the_making_is_dropped(make, monkeypatch, place):
+    """Interrupted from another thread: stale at once, gone when the one step under way is done, then as ever."""
+    performer, plain = make(DEEP), make(DEEP).session(FACE, "nods")
+    entered, leave, stale = Event(), Event(), Event()
+    owner, name = (performer, "denoise") if place == "denoise" else (performer.decoder, "decode_step")
+    original = getattr(owner, name)
+
+    def slow(*args):
+        if not entered.is_set():
+            entered.set()
+            assert leave.wait(20)
+        return original(*args)
+
+    session = performer.session(FACE, "nods")
+    for each in (session, plain):
+        each.push_audio(FIRST)
+        take(each, 2)
+    monkeypatch.setattr(owner, name, slow)
+    session.listeners.append(lambda frame: stale.set())
+    made, dropped = [], []
+    maker = Thread(target=lambda: made.append(session.next_block()))
+    maker.start()
+    assert entered.wait(20)
+    stopper = Thread(target=lambda: dropped.append(session.interrupt(16 / FPS)))
+    stopper.start()
+    assert stale.wait(20) and not dropped, "what is stale is known before the step under way is done"
+    leave.set()
+    for thread in (maker, stopper):
+        thread.join(20)
+    assert made == [None] and dropped[0].first == 16
+    plain.interrupt(16 / FPS)
+    assert same(take(session, 2, fill=True), take(plain, 2, fill=True))
+
+
+# Any order of events
+
+PACES = (
+    StreamConfig(lead_ms=400, reserve_ms=0),
+    StreamConfig(lead_ms=900, reserve_ms=250),
+    StreamConfig(lead_ms=1500, reserve_ms=500, prebuffer_ms=600),
+)
+
+
+class Counting:
+    """A decoder that paints on each frame which one of the take it is; its state is how many it has made."""
+
+    class State:
+        def __init__(self):
+            self.reset()
+
+        def reset(self):
+            self.frames = 0
+
+        def snapshot(self):
+            return self.frames
+
+        def restore(self, frames):
+            self.frames = frames
+
+    def decoder_state(self):
+        return self.State()
+
+    def decode_step(self, latents, state):
+        first, state.frames = state.frames, state.frames + 4 * latents.shape[2] - 3 * (state.frames == 0)
+        grey = (torch.arange(first, state.frames) % 200) / 127.5 - 1
+        return grey[None, None, :, None, None].expand(1, 3, -1, 16, 16)
+
+
+class Deaf:
+    """Hears what its model hears, and nothing in it: random weights make nothing of it anyway, but take their time."""
+
+    def __init__(self, hearing):
+        self.span = hearing.span
+        self.channels = hearing.encoder.config.channels
+
+    def features(self, sound, frames):
+        return torch.zeros(1, len(frames), self.channels)
+
+
+class Play:
+    """A session at random, with what must hold whatever happens: frames follow each other without gap or repetition,
+    each is the one of its take that it should be, pushed sound comes in order and whole except where an interruption
+    dropped it, and nothing stale is handed out."""
+
+    def __init__(self, make, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.player = Player()
+        performer = make(PACES[seed % 3], timesteps=(1000.0,))
+        performer.decoder, performer.hearing = Counting(), Deaf(performer.hearing)
+        self.session = performer.session(FACE, "nods", seed, clock=self.player.position)
+        self.session.listeners.append(self.player.drop)
+        self.pushed = self.pulled = self.unheard = 0
+        self.waiting = None
+        self.last = 0
+        self.bases = [0]
+
+    def push(self) -> None:
+        count = self.random.choice([160, 592, 3000, 12_000])
+        self.session.push_audio(numbered(self.pushed + 1, count))
+        self.pushed += count
+
+    def flush(self) -> None:
+        self.session.flush()
+
+    def denoise(self) -> None:
+        if self.waiting is None:
+            self.waiting = self.session.denoise_next()
+
+    def decode(self) -> None:
+        if self.waiting is not None:
+            block = self.session.decode_next(self.waiting)
+            self.waiting = None
+            if block is not None:
+                assert block.fresh() is block
+                self.player.put(block)
+
+    def pull(self) -> None:
+        for _ in range(self.random.randint(1, 8)):
+            if (shown := self.player.pull()) is None:
+                break
+            base = max(base for base in self.bases if base <= shown.index)
+            assert shown.index == self.pulled and shown.frame[0, 0, 0] == (shown.index - base) % 200
+            self.pulled += 1
+            numbers = np.rint(shown.sound[shown.sound > 0] * 2**23).astype(int)
+            if len(numbers):
+                steps = np.diff(numbers, prepend=self.last)
+                assert (steps > 0).all()
+                # What is missing in between was said to be unheard.
+                self.unheard -= int((steps - 1).sum())
+                self.last = int(numbers[-1])
+                assert self.unheard >= 0
+
+    def interrupt(self) -> None:
+        later = self.random.choice([0, 0, 1, 3, 100])
+        dropped = self.session.interrupt(self.player.position() + later / FPS)
+        self.unheard += round(dropped.unheard * 16_000)
+        assert self.player.position() + self.player.lead <= dropped.first / FPS
+
+    def prompt(self) -> None:
+        self.session.set_prompt(self.random.choice(["nods", "smiles", "looks left"]))
+
+    def restart(self) -> None:
+        dropped = self.session.restart(OTHER_FACE)
+        self.unheard += round(dropped.unheard * 16_000)
+        self.bases = [base for base in self.bases if base < dropped.first] + [dropped.first]
+
+    def run(self, steps: int) -> None:
+        often = [self.push] * 4 + [self.denoise] * 3 + [self.decode] * 3 + [self.pull] * 4
+        rare = [self.flush, self.interrupt, self.prompt] + [self.restart] * self.random.randint(0, 1)
+        for act in self.random.choices(often + rare, k=steps):
+            act()
+        for _ in range(100):
+            self.flush()
+            self.denoise()
+            self.decode()
+            self.pull()
+            if not self.session.backlog and self.waiting is None and not self.player.lead:
+                break
+        assert self.last + self.unheard == self.pushed, "all sound was shown or said to be unheard"
+
+
+@pytest.mark.parametrize("seed", range(0, 200, 20))
+def test_any_order_of_events(make, seed):
+    for each in range(seed, seed + 20):
+        Play(make, each).run(40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 2000, 100))
+def test_any_order_of_more_events(make, seed):
+    for each in range(seed, seed + 100):
+        Play(make, each).run(120)
