@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,9 @@ from livetalk.media import to_unit
 from livetalk.models import small_decoder
 from livetalk.models.audio import AudioEncoder, AudioHeads
 from livetalk.models.small_decoder import SmallDecoder
-from livetalk.models.vae import WanVAE
+from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.models.weights import load_into, tensors_of
-from livetalk.parts import Card, export_part, load_part
+from livetalk.parts import Card, export_part, load_part, missing_parts
 from livetalk.training import audio as audio_training
 from livetalk.training import distributed
 from livetalk.training import small_decoder as small_decoder_training
@@ -172,32 +174,48 @@ def train_vae(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: t
         vae.conv1.bias[run.vae.z_dim :] = START_LOG_VARIANCE
     if run.vae_start:
         load_into(vae, tensors_of(run.vae_start), rename=lambda name: (name.removeprefix("vae."),))
-    trainer = fit_vae(vae.to(device), run, run.vae_train, train, folder, device)
-    mean, deviation = latent_statistics(vae, train.frames[:128])
-    config = replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))
-    found = reconstruction(vae, held_out.frames)
-    export(run, "vae", config, vae, trainer, found)
+
+    def config_of(probe: WanVAE) -> VAEConfig:
+        mean, deviation = latent_statistics(probe, train.frames[:128])
+        return replace(run.vae, latents_mean=tuple(mean), latents_std=tuple(deviation))
+
+    fit_vae(vae.to(device), run, run.vae_train, train, held_out, folder, config_of)
 
 
 def train_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
     vae = load_part(run.family, "vae", device)
     vae.decoder.requires_grad_(True)
     vae.conv2.requires_grad_(True)
-    trainer = fit_vae(vae, run, run.decoder_train, train, folder, device)
-    found = reconstruction(vae, held_out.frames)
-    export(run, "vae", vae.config, vae, trainer, found)
+    fit_vae(vae, run, run.decoder_train, train, held_out, folder, lambda probe: probe.config)
 
 
 def fit_vae(
-    vae: WanVAE, run: NanoRun, settings: TrainConfig, train: Pool, folder: Path, device: torch.device
-) -> Trainer:
+    vae: WanVAE,
+    run: NanoRun,
+    settings: TrainConfig,
+    train: Pool,
+    held_out: Pool,
+    folder: Path,
+    config_of: Callable[[WanVAE], VAEConfig],
+) -> None:
+    """Trains, and exports at every checkpoint, so that a run cut short leaves a VAE too. config_of: what the part's
+    config says, from the weights to use."""
+    device = train.frames.device
+    probe = deepcopy(vae).requires_grad_(False)
     if settings.compile:
         for half in (vae.encoder, vae.decoder):
             half.compile(dynamic=False)
     trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), settings, folder, device)
-    trainer.fit()
-    vae.load_state_dict(weights_of(trainer, "vae"))
-    return trainer
+
+    def leave(step: int) -> dict[str, float]:
+        probe.load_state_dict(weights_of(trainer, "vae"))
+        found = reconstruction(probe, held_out.frames)
+        export(run, "vae", config_of(probe), probe, trainer, found)
+        return found
+
+    trainer.fit(leave)
+    if distributed.rank() == 0 and missing_parts(run.family, ["vae"]):
+        leave(trainer.step)  # a run that had ended before, whose family is gone
 
 
 def train_small_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
