@@ -20,4 +20,6 @@ if nvidia-smi -L >/dev/null 2>&1; then skip="(gpu or not gpu)"; fi
 if ! ls pretrained_checkpoints/*/ >/dev/null 2>&1; then skip="$skip and not weights"; fi
 if [ -z "$all" ]; then skip="not slow and not gpu and not weights and not browser and not ray and not livekit"; fi
 
-exec "$PYTHON" -m pytest -q -m "$skip" ${rest[@]+"${rest[@]}"}
+# A process a core, each computing in one thread, and every file in one of them. -n0 among the arguments undoes it.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$PYTHON" -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m "$skip" ${rest[@]+"${rest[@]}"}

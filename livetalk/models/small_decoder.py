@@ -54,16 +54,19 @@ class Residual(nn.Module):
 
 
 class Mix(nn.Module):
-    """A residual layer that sees each latent beside the one before: [B, C, F, h, w] -> the same."""
+    """A residual layer that sees each latent beside the one before, and its mean over the picture: [B, C, F, h, w] ->
+    the same. Without the mean, colours are lost: the VAE attends over the whole picture and keeps them anywhere."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.join = nn.Conv2d(2 * width, width, 1)
+        self.mean = nn.Conv2d(width, width, 1, bias=False)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        y = per_frame(self.join, with_previous(F.silu(x), past))
-        return x + per_frame(self.conv, F.silu(y))
+        y = F.silu(x)
+        seen = per_frame(self.join, with_previous(y, past)) + per_frame(self.mean, y.mean(dim=(3, 4), keepdim=True))
+        return x + per_frame(self.conv, F.silu(seen))
 
 
 class Enlarge(nn.Module):
@@ -137,9 +140,12 @@ def initialise(decoder: SmallDecoder, generator: torch.Generator | None = None) 
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for module in decoder.modules():
         if isinstance(module, Residual | Mix):
             last = module.second if isinstance(module, Residual) else module.conv
             last.weight.data.mul_(0.1)
+        if isinstance(module, Mix):
+            nn.init.zeros_(module.mean.weight)
     decoder.leave.weight.data.mul_(0.3)
