@@ -23,6 +23,7 @@ from livetalk.models.audio import AudioConfig, AudioEncoder
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.models.layouts import MERGE, Layout, present, vae_diffusers
+from livetalk.models.small_decoder import TrueColours
 from livetalk.models.text import TextConfig, TextEncoder, hub_tokenizer
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.parts import Part, audio_name, family_part, missing_parts, require_parts, text_name
@@ -259,7 +260,7 @@ def load_pipeline(run: InferenceRun, progress: Progress = no_progress) -> LiveTa
         run.geometry,
         notice=NANO_NOTICE if run.model == "nano" else "",
         settings=flat(run),
-        decoder=modules.get(SMALL),
+        decoder=TrueColours(modules[SMALL], modules["vae"]) if SMALL in modules else None,
     )
 
 

@@ -232,7 +232,7 @@ class LiveTalkPipeline:
             "height": self.geometry.height,
             "width": self.geometry.width,
             "seconds_of_sound": len(request.audio) / SAMPLE_RATE,
-            "decoder": type(self.decoder).__name__,
+            "decoder": "vae" if self.decoder is self.vae else "small",
             "settings": self.settings,
             "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
         }

@@ -61,7 +61,7 @@ def test_the_command_prints_a_table_with_fps_and_leaves_json(performer, tmp_path
     lines = capsys.readouterr().out.splitlines()
     assert "| FPS |" in lines[3] and "plain | as used" in lines[1]
     stored = json.loads((tmp_path / "nano-16x16.json").read_text())
-    assert set(stored["paths"]) == {"plain", "as used"} and stored["about"]["decoder"] == "SmallDecoder"
+    assert set(stored["paths"]) == {"plain", "as used"} and stored["about"]["decoder"] == "small"
     assert lines[-1] == str(tmp_path / "nano-16x16.json")
 
 

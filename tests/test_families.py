@@ -12,7 +12,7 @@ from livetalk import config, families, parts
 from livetalk.config import InferenceRun
 from livetalk.families import PUBLISHED, parts_of, require_weights
 from livetalk.models.layouts import Layout
-from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, TrueColours
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.models.vae_names import to_diffusers
 
@@ -125,7 +125,7 @@ def test_the_small_decoder_serves_cpus(tiny_family, tmp_path):
         chosen = replace(run, decoder=choice, device="cpu")
         assert ("small_decoder" in [part.name for part in parts_of(chosen)]) is small
         pipe = families.load_pipeline(chosen)
-        assert isinstance(pipe.decoder, SmallDecoder if small else WanVAE) and isinstance(pipe.vae, WanVAE)
+        assert isinstance(pipe.decoder, TrueColours if small else WanVAE) and isinstance(pipe.vae, WanVAE)
     with pytest.raises(ValueError, match="decoder 'tiny' is not known: use auto or vae or small"):
         parts_of(replace(run, decoder="tiny"))
     with pytest.raises(ValueError, match="livetalk-1.3b has no small decoder"):

@@ -202,7 +202,7 @@ def about(run: BenchRun, performer: Performer, limits: Limits) -> dict:
     return {
         "device": where,
         "precision": str(performer.dtype).removeprefix("torch."),
-        "decoder": type(performer.decoder).__name__,
+        "decoder": "vae" if performer.decoder is performer.vae else "small",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "window": f"{performer.geometry.window} latents",

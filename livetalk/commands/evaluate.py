@@ -36,6 +36,7 @@ from livetalk.families import SMALL, CausalSampler, TeacherSampler
 from livetalk.geometry import FPS, frames_of_latents, latents_of_frames
 from livetalk.media import pixels_of, to_unit
 from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.small_decoder import TrueColours
 from livetalk.parts import family_part, load_part, missing_parts, read_config, require_parts
 from livetalk.rollout import Noise
 
@@ -75,7 +76,7 @@ class Family:
         self.vae = load_part(run.family, "vae", device, self.dtype)
         self.decoders: dict[str, nn.Module] = {"VAE": self.vae}
         if not missing_parts(run.family, [SMALL]):
-            self.decoders[SMALL_NAME] = load_part(run.family, SMALL, device, self.dtype)
+            self.decoders[SMALL_NAME] = TrueColours(load_part(run.family, SMALL, device, self.dtype), self.vae)
         # What inference decodes with on this device: an hour of long clips takes the other one a day on a CPU.
         self.usual = self.decoders.get(SMALL_NAME, self.vae) if device.type == "cpu" else self.vae
         self.audio, self.text = (load_part(run.family, name, device) for name in PARTS[1:])

@@ -15,6 +15,7 @@ from livetalk.devices import device_of, precision_of
 from livetalk.families import SMALL, CausalSampler, load_pipeline, parts_of, require_weights
 from livetalk.geometry import TIME_STRIDE
 from livetalk.media import VideoWriter, check_output
+from livetalk.models.small_decoder import SHUFFLE
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, EXAMPLE_PROMPT, example_prompt, read_request
 
 KEYS = """
@@ -88,7 +89,8 @@ def memory(run: InferenceRun) -> str:
 
 def _working_bytes(run: InferenceRun, modules: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, int]:
     geometry, dit = run.geometry, modules["generator"]
-    width = max(modules[SMALL].config.widths) if SMALL in modules else modules["vae"].config.base_dim
+    # Channels for each pixel; the small decoder is widest just before its last enlargement, at half the size.
+    width = modules[SMALL].config.widths[-1] // SHUFFLE**2 if SMALL in modules else modules["vae"].config.base_dim
     causal = run.sampler == "causal"
     rows = {}
     if causal:

@@ -149,6 +149,19 @@ class AudioEncoder(nn.Module):
         hidden = F.interpolate(hidden, size=frames, mode="linear", align_corners=True)
         return torch.cat(self._states(hidden), dim=-1)
 
+    def centred(self, sound: Tensor, frames: int) -> Tensor:
+        """Features [B, T, C] of frames in `sound` [B, (T-1)*1000 + FIELD], frame j centred on sample j*1000 + FIELD/2.
+
+        Where `resampled` lays a frame depends on the length of the clip; here it does not. With clips that begin a
+        whole number of positions apart (8 frames), the frames they share lie in the same places.
+        """
+        assert sound.shape[1] == (frames - 1) * SAMPLES_PER_FRAME + FIELD
+        # The last position twice, so that the last frame, too, has one after it.
+        hidden = F.pad(self._convolve(sound[:, None], 0, len(KERNELS)), (0, 1), mode="replicate")
+        places = torch.arange(frames, device=sound.device) * SAMPLES_PER_FRAME
+        left, rest = places // HOP, (places % HOP / HOP).to(hidden.dtype)
+        return torch.cat(self._states(torch.lerp(hidden[:, :, left], hidden[:, :, left + 1], rest)), dim=-1)
+
     def windows(self, sound: Tensor, frames: int, chunk: int = 2048) -> Tensor:
         """Features [B, T, C] of the `frames` windows in `sound` [B, (T-1)*1000 + window], `chunk` windows at a time.
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from livetalk.geometry import LATENT_CHANNELS, TIME_STRIDE
-from livetalk.models.vae import DecoderState
+from livetalk.geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE
+from livetalk.models.vae import DecoderState, WanVAE
 from livetalk.models.vae_layers import Past
 
 SHUFFLE = 2
@@ -96,7 +96,7 @@ class SmallDecoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of a whole clip -> its video, not clamped."""
-        return self._video(latents, Past())
+        return self.video(latents, Past())
 
     def decoder_state(self) -> DecoderState:
         """A state before the first latent."""
@@ -105,11 +105,12 @@ class SmallDecoder(nn.Module):
     def decode_step(self, latents: Tensor, state: DecoderState) -> Tensor:
         """The next k latents -> their frames: 4k - 3 at the first call, 4k later; advances `state`."""
         past = state.begin()
-        video = self._video(latents, past)
+        video = self.video(latents, past)
         state.commit(past)
         return video
 
-    def _video(self, latents: Tensor, past: Past) -> Tensor:
+    def video(self, latents: Tensor, past: Past) -> Tensor:
+        """One pass over consecutive latents, with what came before in `past`."""
         x = per_frame(self.enter, with_previous(latents, past))
         for mix in self.mixes:
             x = mix(x, past)
@@ -122,6 +123,29 @@ class SmallDecoder(nn.Module):
             x = stage(self.enlarge[index - 1](x) if index else x)
         x = F.pixel_shuffle(self.leave(F.silu(x)), SHUFFLE)
         return rearrange(x, "(b t) c h w -> b c t h w", b=clips)
+
+
+class TrueColours(SmallDecoder):
+    """A small decoder with the colours of a large one.
+
+    A decoder that sees a few latents at a time gets the tints of a still background wrong, always by the same. `vae`
+    decodes the first latent, which is one frame, too, and what its frame has more of in each square of a latent is
+    added to every frame of the stream.
+    """
+
+    def __init__(self, small: SmallDecoder, vae: WanVAE) -> None:
+        nn.Module.__init__(self)
+        self.config, self.small, self.vae = small.config, small, vae
+
+    def video(self, latents: Tensor, past: Past) -> Tensor:
+        video = self.small.video(latents, past)
+        return video + past.keep(lambda: self._missing(latents[:, :, :1], video[:, :, :1]))
+
+    def _missing(self, latent: Tensor, frame: Tensor) -> Tensor:
+        """[B, 3, 1, H, W], smooth."""
+        difference = (self.vae.decode(latent) - frame)[:, :, 0]
+        means = F.avg_pool2d(difference, SPACE_STRIDE)
+        return F.interpolate(means, size=difference.shape[-2:], mode="bilinear", align_corners=False)[:, :, None]
 
 
 def with_previous(x: Tensor, past: Past) -> Tensor:

@@ -8,6 +8,7 @@ norms and the convolutions are quickest on GPUs and CPUs alike.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -34,7 +35,7 @@ class Past:
 
     @property
     def tails(self) -> Tails:
-        """The last input frames of each causal layer, in the order the layers ran."""
+        """The last input frames of each causal layer, or what it keeps, in the order the layers ran."""
         return tuple(self._new)
 
     def join(self, x: Tensor, frames: int, zeros: bool = True) -> Tensor:
@@ -51,6 +52,12 @@ class Past:
         # The copy lets go of the rest of x.
         self._new.append(x[:, :, -frames:].clone() if self.record else None)
         return x
+
+    def keep(self, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gave in the first pass, for all passes."""
+        value = make() if self.first else self._earlier[len(self._new)]
+        self._new.append(value)
+        return value
 
     def skip(self) -> None:
         """Take a turn without input: the layer's first input is still to come."""

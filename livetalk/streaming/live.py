@@ -29,7 +29,7 @@ class Live:
     """Renders until `close`, or, after `finish`, until all that was pushed is rendered; use it as a context manager.
 
     Iterate (for, async for) to take blocks. One that begins before the end of the one before replaces it from there on.
-    What was taken but not shown may be taken back: Block.fresh, or session.listeners, which Player.drop is made for.
+    What was taken but not shown may be taken back meanwhile: see Block.fresh and Session's hold, or use a Player.
 
     overlap: decode in a second thread, beside the denoising of the next block: on a GPU each has a stream of its own,
     and two cores are used better by two threads that do different things.
@@ -76,9 +76,11 @@ class Live:
         """Session.set_prompt."""
         return self._told(partial(self.session.set_prompt, prompt))
 
-    def restart(self, image: Picture, prompt: str | None = None, seed: int | None = None, **when: float) -> Dropped:
+    def restart(
+        self, image: Picture, prompt: str | None = None, seed: int | None = None, played_until: float | None = None
+    ) -> Dropped:
         """Session.restart."""
-        return self._told(partial(self.session.restart, image, prompt, seed, **when))
+        return self._told(partial(self.session.restart, image, prompt, seed, played_until))
 
     def finish(self) -> None:
         """No more sound will come: iteration ends once everything is rendered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,11 @@ from livetalk.rollout import Noise, denoise_block, new_cache
 from livetalk.streaming.pace import Clock, StreamConfig
 from livetalk.streaming.sound import Hearing, hearing_of
 
+log = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from livetalk.streaming.live import Live
-    from livetalk.streaming.session import Session
+    from livetalk.streaming.session import Hold, Session
 
 Picture = str | Path | Image.Image
 
@@ -51,21 +54,27 @@ class Performer:
         self.geometry = geometry
         self.timesteps = tuple(timesteps)
         self.config = config = config or StreamConfig()
+        if positions != "relative":
+            log.warning("positions=%s leave the range that was trained after a while: choose relative", positions)
         journal = config.journal(geometry.block_seconds)
         self.cache = CacheConfig(geometry.window, geometry.anchors, geometry.block, positions, journal)
         self.hearing: Hearing = hearing_of(audio, config.past_ms, config.ahead_ms)
 
-    def session(self, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None) -> Session:
+    def session(
+        self, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None, hold: Hold | None = None
+    ) -> Session:
         """A stream of its own: see Session. Raises ValueError for pictures and prompts that cannot be."""
         from livetalk.streaming.session import Session
 
-        return Session(self, image, prompt, seed, clock)
+        return Session(self, image, prompt, seed, clock, hold)
 
-    def live(self, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None) -> Live:
+    def live(
+        self, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None, hold: Hold | None = None
+    ) -> Live:
         """The same in threads of its own, to iterate over, also asynchronously: see Live."""
         from livetalk.streaming.live import Live
 
-        return Live(self.session(image, prompt, seed, clock))
+        return Live(self.session(image, prompt, seed, clock, hold))
 
     @cached_property
     def device(self) -> torch.device:

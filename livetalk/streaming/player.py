@@ -22,10 +22,10 @@ class Shown:
 
 
 class Player:
-    """Feed it with `put`, let a session's listeners `drop`, and `pull` a frame every 1 / FPS s; thread-safe.
+    """Feed it with `put` and `pull` a frame every 1 / FPS s; thread-safe.
 
-    player = Player(); live = performer.live(image, prompt, clock=player.position)
-    live.session.listeners.append(player.drop)
+    player = Player()
+    live = performer.live(image, prompt, clock=player.position, hold=player.drop)
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,11 @@ class Player:
                 if fresh.stop > self._next:
                     self._blocks.append(fresh)
 
-    def drop(self, frame: int) -> None:
-        """Forgets frames from `frame` of the stream on."""
+    def drop(self, frame: int) -> int:
+        """Forgets frames from `frame` of the stream on; returns the first of them that was not pulled yet."""
         with self._lock:
             self._cut(frame)
+            return max(frame, self._next)
 
     def pull(self) -> Shown | None:
         """The next frame; None if there is none, when the position stays and the viewer sees the last one longer."""

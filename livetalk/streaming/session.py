@@ -27,6 +27,8 @@ from livetalk.streaming.performer import Performer, Picture
 from livetalk.streaming.sound import NOTHING, Resampler, Track, heard_until, mono
 from livetalk.streaming.take import Rendering, Take, Ticket
 
+Hold = Callable[[int], int]
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -98,18 +100,30 @@ class Session:
     while another renders. `listeners` are called with a frame, from which on everything handed out is stale, as soon
     as that is known and from whichever thread; they must not call the session.
 
+    hold: called with a frame to be taken back, with all later ones; whoever shows frames lets go of them and returns
+    the first that was not shown yet, the same or a later one. It closes the gap between the clock's word and the deed:
+    without it, sound is lost if frames are shown that were just taken back. Player.drop is one; it must not call the
+    session.
+
     Without a clock nothing but pushed sound is rendered, and what `next_block` returned counts as shown. With one,
     rendering keeps the lead of StreamConfig over it, and fills with silence before the player runs dry.
     """
 
     def __init__(
-        self, performer: Performer, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None
+        self,
+        performer: Performer,
+        image: Picture,
+        prompt: str,
+        seed: int = 0,
+        clock: Clock | None = None,
+        hold: Hold | None = None,
     ) -> None:
         self.performer = performer
         self.listeners: list[Callable[[int], None]] = []
         self.seed = _whole(seed)
         self._pace = Pace(performer.config, clock)
-        # Locks are taken in this order. `_state` is never held while something is computed.
+        self._player_drops = hold or (lambda frame: frame)
+        # Locks are taken in this order. `_state` is never held while a network runs.
         self._denoising, self._decoding, self._state = Lock(), Lock(), Lock()
         self._stops = 0
         # What was handed out lately, by its last frame; a drop may reach back further than what can be rendered again.
@@ -182,8 +196,8 @@ class Session:
     # Blocks
 
     def next_block(self, fill: bool = False) -> Block | None:
-        """The next block, or None while none is due: the lead is there, or sound is missing. fill: render it now, with
-        silence where sound is missing. None also where another thread took the block back while it was made."""
+        """The next block, or None while none is due: the lead is there, or sound is missing. fill: silence will do for
+        sound that is missing. None also where another thread took the block back while it was made."""
         rendering = self.denoise_next(fill)
         return None if rendering is None else self.decode_next(rendering)
 
@@ -260,28 +274,40 @@ class Session:
     def _settle(self) -> None:
         """Lays waiting sound on the timeline if its time has come, and takes back what was rendered without it."""
         with self._state:
-            block = None if self._stops else self._lay()
-            if block is None or block >= self._begun:
-                return
-            cut = max(self._frames(block).start, self._settled())
-            self._take_back(block, cut)
+            cut = None if self._stops else self._lay()
+        if cut is None:
+            return
         self._notify(self._base + cut)
         with self._decoding:
             self._rewind()
 
     def _lay(self) -> int | None:
-        """The first block that hears sound which is laid now; None if none is."""
+        """Lays it; returns the frame from which on that takes something back, if it does."""
         if not self._queue.samples:
             return None
+        # The clock runs on meanwhile, so it is read once.
         settled = self._settled()
+        at, block = self._entry(settled)
+        if not self._is_time(at, block, speaking=self._track.end > settled * SAMPLES_PER_FRAME):
+            return None
+        cut = max(self._frames(block).start, settled)
+        # After an interruption frames may be there of a block that is still to be rendered again.
+        changes = block < self._begun or cut < self._ready
+        if changes and (held := self._hold(cut)) > cut:
+            cut = held
+            at, block = self._entry(cut)
+        self._track.place(at, self._queue.take())
+        if changes:
+            self._take_back(block, cut)
+        return cut if changes else None
+
+    def _entry(self, settled: int) -> tuple[int, int]:
+        """Where sound is laid if frames before `settled` stay, and the first block that hears it."""
         at = max(self._track.end, settled * SAMPLES_PER_FRAME)
         block = self.performer.geometry.block_of(settled)
         while heard_until(self.performer.hearing, self._frames(block)) <= at:
             block += 1
-        if not self._is_time(at, block, speaking=self._track.end > settled * SAMPLES_PER_FRAME):
-            return None
-        self._track.place(at, self._queue.take())
-        return block
+        return at, block
 
     def _is_time(self, at: int, block: int, speaking: bool) -> bool:
         """Whether to lay the waiting sound at `at`, first heard by `block`.
@@ -304,11 +330,19 @@ class Session:
         settled = min(self._ready, max(0, self._pace.settled() - self._base))
         return max(settled, self._frames(self._oldest()).start)
 
+    def _hold(self, cut: int) -> int:
+        """Keeps frames from `cut` on from being shown; returns the first of them that the player has not shown yet."""
+        for stop, ticket in self._handed:
+            if stop > self._base + cut:
+                ticket.expire(self._base + cut)
+        # Now none is put into the player any more, and what is in there goes.
+        return self._player_drops(self._base + cut) - self._base
+
     def _take_back(self, block: int, cut: int) -> None:
-        """Blocks from `block` on no longer hold, and what they showed from frame `cut` on is stale."""
-        made = [rendering.ticket for rendering in self._history if rendering.index >= block]
-        for ticket in [*made, *(ticket for stop, ticket in self._handed if stop > self._base + cut)]:
-            ticket.expire(self._base + cut)
+        """Blocks from `block` on no longer hold; the next frame to be handed out is `cut`, or one before it."""
+        for rendering in self._history:
+            if rendering.index >= block:
+                rendering.ticket.expire(self._base + cut)
         self._ready = min(self._ready, cut)
         self._begun = min(self._begun, block)
 
@@ -341,7 +375,7 @@ class Session:
     def _stopped(self, played_until: float | None) -> Iterator[Dropped]:
         """Drops what was not shown and lets nothing begin until the end; inside, the take rests and is rewound."""
         with self._state:
-            dropped = self._drop(self._cut(played_until))
+            dropped = self._drop(self._hold(self._cut(played_until)))
             # Whoever renders meanwhile sees this and drops its block; locks alone could let it begin another.
             self._stops += 1
         try:
@@ -364,12 +398,14 @@ class Session:
         return Dropped(self._base + cut, frames, unheard / SAMPLE_RATE)
 
     def _cut(self, played_until: float | None) -> int:
+        earliest = self._frames(self._oldest()).start
         if played_until is None:
-            played_until = self._pace.played() if self._pace.live else (self._base + self._ready) / FPS
+            # Right after a restart the player may still be in the take before, which stays as it is.
+            now = frame_after(self._pace.played()) - self._base if self._pace.live else self._ready
+            return min(self._ready, max(earliest, now))
         if not (isfinite(played_until) and played_until >= 0):
             raise ValueError(f"played_until {played_until}: give seconds of the stream, 0 or more")
         cut = min(self._ready, frame_after(played_until) - self._base)
-        earliest = self._frames(self._oldest()).start
         if cut < earliest:
             raise ValueError(
                 f"played_until {played_until:g} s is too long ago: no more than {(self._base + earliest) / FPS:g} s on "

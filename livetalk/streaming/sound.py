@@ -6,19 +6,21 @@ pushed is silence, so a track can be read anywhere.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from livetalk.geometry import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Geometry, clip_frames
 from livetalk.media import clean_audio
-from livetalk.models.audio import AudioEncoder
+from livetalk.models.audio import FIELD, HOP, AudioEncoder, normalised
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000
 NOTHING = np.zeros(0, np.float32)
+FRAMES_PER_POSITIONS = HOP // gcd(HOP, SAMPLES_PER_FRAME)
+"""The fewest frames that are a whole number of the audio encoder's positions."""
 
 
 def mono(pcm: np.ndarray, rate: int) -> np.ndarray:
@@ -133,9 +135,10 @@ class WindowHearing:
 class ClipHearing:
     """An encoder of kind "clip", which is made to hear a whole clip, over a sliding clip around the frames.
 
-    past, ahead: frames before and after that it hears; at the start of a take there are fewer before, and none are
-    made up. Long enough on both sides, it is the whole clip; `difference` measures how far it is from that. `ahead` is
-    also what a block must wait for.
+    past, ahead: frames before and after that it hears; up to 7 more before, so that the encoder's positions are the
+    same in every clip, and at the start of a take no more than there are. `ahead` is also what a block must wait for.
+    `difference` measures what this changes. Frames are centred on their time (AudioEncoder.centred), while the
+    published resampling of a whole clip lays the first half a position too late and the last half a position too early.
     """
 
     def __init__(self, encoder: AudioEncoder, past: int, ahead: int) -> None:
@@ -143,16 +146,18 @@ class ClipHearing:
         self.encoder, self.past, self.ahead = encoder, past, ahead
 
     def span(self, frames: range) -> tuple[int, int]:
-        clip = self._clip(frames)
-        return clip.start * SAMPLES_PER_FRAME, clip.stop * SAMPLES_PER_FRAME
+        clip, centre = self._clip(frames), FIELD // 2
+        return clip.start * SAMPLES_PER_FRAME - centre, (clip.stop - 1) * SAMPLES_PER_FRAME + centre
 
     def features(self, sound: Tensor, frames: range) -> Tensor:
         clip = self._clip(frames)
         low = frames.start - clip.start
-        return self.encoder.features(sound, len(clip))[:, low : low + len(frames)]
+        sound = normalised(sound) if self.encoder.config.normalise else sound
+        return self.encoder.centred(sound, len(clip))[:, low : low + len(frames)]
 
     def _clip(self, frames: range) -> range:
-        return range(max(0, frames.start - self.past), frames.stop + self.ahead)
+        start = max(0, frames.start - self.past)
+        return range(start - start % FRAMES_PER_POSITIONS, frames.stop + self.ahead)
 
 
 def hearing_of(encoder: AudioEncoder, past_ms: int, ahead_ms: int) -> Hearing:
@@ -168,16 +173,16 @@ def heard_until(hearing: Hearing, frames: range) -> int:
 
 
 @torch.inference_mode()
-def difference(hearing: Hearing, pcm: Tensor, geometry: Geometry) -> float:
-    """How far block-wise hearing of sound [1, S] is from hearing it whole: relative root mean square of the features.
-
-    The whole is `encoder.features` over all frames of the blocks that cover the sound.
-    """
+def difference(hearing: Hearing, whole: Hearing, pcm: Tensor, geometry: Geometry) -> float:
+    """How far hearing sound [1, S] block by block is from hearing the whole of it at once, in one block, with `whole`:
+    relative root mean square of the features."""
     blocks = [geometry.block_frames(index) for index in range(geometry.blocks(clip_frames(pcm.shape[1])))]
-    whole = hearing.encoder.features(
-        F.pad(pcm, (0, blocks[-1].stop * SAMPLES_PER_FRAME - pcm.shape[1])), blocks[-1].stop
-    )
     track = Track()
     track.place(0, pcm[0].numpy())
-    parts = [hearing.features(torch.from_numpy(track.read(*hearing.span(frames)))[None], frames) for frames in blocks]
-    return ((torch.cat(parts, dim=1) - whole).square().mean().sqrt() / whole.square().mean().sqrt()).item()
+
+    def heard(hearing: Hearing, frames: range) -> Tensor:
+        return hearing.features(torch.from_numpy(track.read(*hearing.span(frames)))[None], frames)
+
+    wanted = heard(whole, range(0, blocks[-1].stop))
+    given = torch.cat([heard(hearing, frames) for frames in blocks], dim=1)
+    return ((given - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()).item()

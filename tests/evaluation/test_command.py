@@ -19,6 +19,8 @@ from livetalk.config import EvaluateRun, load
 from livetalk.data.world.take import WorldConfig
 from livetalk.evaluation.judges import Judges, JudgesConfig, save_judges
 from livetalk.geometry import Geometry
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
+from livetalk.parts import Card, export_part
 
 CPU = torch.device("cpu")
 WORLD = WorldConfig(engine="tone", second_engine="tone", size=32, supersample=1)
@@ -94,6 +96,23 @@ def test_a_student_alone_needs_no_teacher(run, tmp_path):
     stored = json.loads((tmp_path / "generation/report.json").read_text())
     assert {row["method"] for row in stored["rows"]} == {"truth", "VAE", "student"}
     assert {row["measure"] for row in stored["verdicts"]} >= {"A/V correlation", "A/V lag (frames)"}
+
+
+def test_a_small_decoder_stands_beside_the_vae(run, family, tmp_path):
+    """In the reconstruction, as one more column of the student, and with the time that it takes."""
+    own = shutil.copytree(family, tmp_path / "family")
+    sizes = SmallDecoderConfig(dim=8, mixes=1, widths=(8, 4, 4))
+    export_part(own, "small_decoder", sizes, SmallDecoder(sizes).state_dict(), Card(0, 0))
+    told = replace(run, family=str(own), methods=("student",), clips=2, timing=True, output=str(tmp_path / "made"))
+    evaluate_family(told)
+    found = {}
+    for table in ("reconstruction", "generation"):
+        stored = json.loads((tmp_path / "made" / table / "report.json").read_text())
+        found[table] = {(row["method"], row["measure"]): row for row in stored["rows"]}
+    assert {method for method, _ in found["reconstruction"]} == {"VAE", "small decoder"}
+    assert {method for method, _ in found["generation"]} == {"truth", "VAE", "student", "student, small decoder"}
+    notes = [found["generation"][name, "decoding of 5 s (s)"]["note"] for name in ("VAE", "student, small decoder")]
+    assert notes == ["CPU, float32, one clip at a time"] * 2
 
 
 @pytest.mark.parametrize("column", ["student", "teacher, guidance 2"])

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, initialise
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, TrueColours, initialise
+from livetalk.models.vae import VAEConfig, WanVAE
 
 TINY = SmallDecoderConfig(z_dim=4, dim=8, mixes=2, widths=(8, 6, 4))
 
@@ -60,6 +62,34 @@ def test_a_state_goes_back_to_a_snapshot(decoder):
     assert torch.equal(decoder.decode_step(z[:, :, 2:3], state), expected)
     state.reset()
     assert decoder.decode_step(z[:, :, :1], state).shape[2] == 1
+
+
+def coloured(decoder) -> TrueColours:
+    torch.manual_seed(0)
+    vae = WanVAE(VAEConfig(base_dim=4, res_blocks=1, z_dim=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4))
+    return TrueColours(decoder, vae.double().eval().requires_grad_(False))
+
+
+def test_colours_are_those_of_the_large_decoder(decoder):
+    """In the first frame, square by square; later frames change by the same, whatever is in them."""
+    z, made = latents(4), coloured(decoder)
+    with_colours, without = made.decode(z), decoder.decode(z)
+    added = with_colours - without
+    assert torch.allclose(added, added[:, :, :1].expand_as(added), atol=1e-12)
+    first = made.vae.decode(z[:, :, :1])[:, :, 0]
+    before, after = (F.avg_pool2d((x[:, :, 0] - first), 8).abs().mean() for x in (without, with_colours))
+    assert after < 0.5 * before
+
+
+def test_colours_are_kept_over_pieces_and_snapshots(decoder):
+    z, made = latents(6), coloured(decoder)
+    state = made.decoder_state()
+    parts = [made.decode_step(z[:, :, :2], state)]
+    kept = state.snapshot()
+    made.decode_step(z[:, :, 4:], state)
+    state.restore(kept)
+    parts += [made.decode_step(part, state) for part in z[:, :, 2:].split(2, dim=2)]
+    assert torch.allclose(torch.cat(parts, dim=2), made.decode(z), atol=1e-12)
 
 
 def test_it_is_small():

@@ -10,6 +10,7 @@ from livetalk.families import CausalSampler, performer_of
 from livetalk.geometry import FPS, SAMPLES_PER_FRAME
 from livetalk.pipeline import LiveTalkPipeline
 from livetalk.streaming.pace import StreamConfig
+from livetalk.streaming.performer import Performer
 from livetalk.streaming.player import Player
 from livetalk.streaming.session import Session
 from tests.streaming.conftest import DEEP, FACE, OTHER_FACE, TINY, frames_of, numbered, same, sound_of, speech, take
@@ -127,9 +128,8 @@ def test_silence_that_was_pushed_and_silence_that_was_filled_look_the_same(perfo
 
 def test_speech_takes_back_the_silence_that_was_not_shown(make, clock):
     """An answer begins where the reserve ends, in mid-block, and shows what it would if silence had been pushed."""
-    session = make(StreamConfig(lead_ms=3000, reserve_ms=250)).session(FACE, "nods", clock=clock)
     player = Player()
-    session.listeners.append(player.drop)
+    session = make(StreamConfig(lead_ms=3000, reserve_ms=250)).session(FACE, "nods", clock=clock, hold=player.drop)
     for block in take(session, 3, fill=True):
         player.put(block)
     shown = [player.pull() for _ in range(12)]
@@ -182,11 +182,10 @@ def test_speech_that_never_fills_a_block_begins_after_a_while(make, clock):
 def test_a_prebuffer_waits_for_enough_sound(make, clock):
     """A microphone's sound comes at the speed at which it is shown: begun too early it would have gaps."""
     config = StreamConfig(lead_ms=600, reserve_ms=300, prebuffer_ms=1000)
-    session, player = make(config).session(FACE, "nods", clock=clock), Player()
-    session.listeners.append(player.drop)
+    player = Player()
+    session = make(config).session(FACE, "nods", clock=player.position, hold=player.drop)
     sound = []
     for tick in range(96):
-        clock.seconds = player.position()
         if 16 <= tick < 48:
             session.push_audio(numbered(1 + (tick - 16) * 1000, 1000))
         while (block := session.next_block()) is not None:
@@ -245,6 +244,24 @@ def test_another_picture_is_a_clean_restart(performer):
     kept = performer.session(FACE, "nods", 3)
     kept.restart(FACE)
     assert np.array_equal(take(kept, 1, True)[0].frames, take(performer.session(FACE, "nods", 3), 1, True)[0].frames)
+
+
+def test_a_restart_may_be_ahead_of_the_player(make, clock):
+    """What the player still has of the picture before is shown; an interruption leaves it alone."""
+    session = make(StreamConfig(lead_ms=3000, reserve_ms=100)).session(FACE, "nods", clock=clock)
+    take(session, 3, fill=True)
+    assert session.restart(OTHER_FACE, played_until=1.0).first == 16
+    session.push_audio(numbered(1, 40_000))
+    assert session.interrupt().first == 16
+    session.push_audio(numbered(1, 40_000))
+    block = session.next_block()
+    assert block.first == 16 and np.array_equal(block.sound, numbered(1, 9000))
+
+
+def test_positions_that_leave_the_trained_range_are_warned_of(tiny_parts, caplog):
+    parts = tiny_parts
+    performer = Performer(parts["generator"], parts["vae"], parts["audio"], parts["text"], TINY, (1000.0,), "absolute")
+    assert performer.cache.positions == "absolute" and "choose relative" in caplog.text
 
 
 # Limits and mistakes

@@ -9,11 +9,13 @@ from livetalk.data.encoded import EncodedClips
 from livetalk.data.pairs import OdePairs
 from livetalk.models.dit import DiTConfig, WanDiT, initialise
 from livetalk.models.kv_cache import CacheConfig
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
 from livetalk.models.text import TextConfig, TextEncoder
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.training.autoencoder import AutoencoderConfig, AutoencoderObjective
 from livetalk.training.dmd import CRITIC, STUDENT, DmdConfig, DmdObjective
 from livetalk.training.ode import OdeConfig, OdeObjective
+from livetalk.training.small_decoder import SmallDecoderObjective, SmallDecoderTraining
 from livetalk.training.teacher import FlowMatchingConfig, FlowMatchingObjective, Prompts
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
 from tests.training.host import CARD, CardGenerator, as_if_on_a_card
@@ -50,6 +52,14 @@ def autoencoder(device: str) -> AutoencoderObjective:
     return AutoencoderObjective(vae, clips, AutoencoderConfig(frames=5, long_frames=17))
 
 
+def small_decoder(device: str) -> SmallDecoderObjective:
+    torch.manual_seed(0)
+    decoder = SmallDecoder(SmallDecoderConfig(dim=8, mixes=1, widths=(8, 8, 4))).to(device)
+    clips = torch.randint(0, 256, (4, 25, 32, 32, 3), dtype=torch.uint8).to(device)
+    latents = torch.randn(4, 16, 7, 4, 4).bfloat16().to(device)
+    return SmallDecoderObjective(decoder, latents, clips, SmallDecoderTraining(latents=2, history=2, crop=16))
+
+
 def pairs(device: str) -> tuple[OdePairs, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     states = 0.5 * torch.randn(4, 5, 6, 16, 4, 4, generator=generator)
@@ -71,7 +81,13 @@ def dmd(device: str, positions: str = "relative", **settings) -> DmdObjective:
     return DmdObjective(student, critic, judge, found, text[:4], text[4:], LEVELS[::2], cache, config)
 
 
-OBJECTIVES = {"teacher": teacher, "autoencoder": autoencoder, "ode": ode, "dmd": dmd}
+OBJECTIVES = {
+    "teacher": teacher,
+    "autoencoder": autoencoder,
+    "small_decoder": small_decoder,
+    "ode": ode,
+    "dmd": dmd,
+}
 
 
 def trainer(name: str, folder, device: str, **settings) -> Trainer:
