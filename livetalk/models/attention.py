@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,9 @@ class Grid:
 
 
 class Attend(Protocol):
+    repeatable: bool
+    """Whether a pass can be run again at any later time and see the same."""
+
     def open(self, grid: Grid, head_dim: int, device: torch.device) -> View: ...
 
 
@@ -56,6 +59,8 @@ def _table(grid: Grid, head_dim: int, device: torch.device) -> Tensor:
 @dataclass(frozen=True)
 class FullAttention:
     """Every token sees every token: the bidirectional teacher and critic."""
+
+    repeatable: ClassVar[bool] = True
 
     def open(self, grid: Grid, head_dim: int, device: torch.device) -> View:
         table = _table(grid, head_dim, device)
@@ -75,6 +80,7 @@ class BlockCausal:
     window: int | None = None
     anchors: int = 0
     masked: bool = False
+    repeatable: ClassVar[bool] = True
 
     def open(self, grid: Grid, head_dim: int, device: torch.device) -> View:
         table = _table(grid, head_dim, device)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from livetalk.conditions import Conditions
 from livetalk.geometry import LATENT_CHANNELS, PATCH, TIME_STRIDE
@@ -201,9 +202,13 @@ class AudioPack(nn.Module):
 
 
 class WanDiT(nn.Module):
+    """recompute: keep none of the blocks' activations for the backward pass, which runs the blocks again instead (Chen
+    et al., arXiv:1604.06174); not where `attend` cannot be repeated."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         dim = config.dim
         patch = (1, PATCH, PATCH)
         self.patch_embedding = nn.Conv3d(config.in_channels, dim, kernel_size=patch, stride=patch)
@@ -234,7 +239,10 @@ class WanDiT(nn.Module):
         for layer, (block, text) in enumerate(zip(self.blocks, prepared.text, strict=True)):
             if layer in prepared.audio:
                 tokens = tokens + prepared.audio[layer]
-            tokens = block(tokens, time.blocks, text, layer, view)
+            if self.recompute and attend.repeatable and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, time.blocks, text, layer, view, use_reentrant=False)
+            else:
+                tokens = block(tokens, time.blocks, text, layer, view)
         out = self.head(tokens, time.head)
         return rearrange(
             out, "b f (r w) (p q c) -> b c f (r p) (w q)", r=grid.rows, p=PATCH, q=PATCH, c=self.config.out_channels

@@ -60,6 +60,8 @@ class KVCache:
     overwrites the block's own slots), then advance again.
     """
 
+    repeatable = False  # later blocks overwrite what a pass has seen
+
     def __init__(
         self,
         config: CacheConfig,

@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from livetalk.models.dit import WanDiT
 from livetalk.training import checkpoint, distributed
 from livetalk.training.ema import EMA
 from livetalk.training.graphed import GraphedStep
@@ -58,7 +59,8 @@ class TrainConfig(Learning):
     0, how long the run may take: steps is then set by the speed measured over the first PROBE steps.
 
     precision: "bf16" (autocast, float32 masters) or "fp32"; graph: on a GPU, capture the step as a CUDA graph
-    (training/graphed.py).
+    (training/graphed.py). recompute: see WanDiT, for less memory and more time; accumulate: parts of a batch, one after
+    the other, whose gradients are added up.
     """
 
     steps: int = 1000
@@ -69,6 +71,8 @@ class TrainConfig(Learning):
     precision: str = "bf16"
     compile: bool = False
     graph: bool = False
+    recompute: bool = False
+    accumulate: int = 1
     log_every: int = 50
     save_every: int = 1000
     keep: int = 2
@@ -76,8 +80,10 @@ class TrainConfig(Learning):
     def __post_init__(self) -> None:
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision {self.precision!r}: choose bf16 or fp32")
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps {self.steps} and batch {self.batch} must be at least 1")
+        if min(self.steps, self.batch, self.accumulate) < 1:
+            raise ValueError(
+                f"steps {self.steps}, batch {self.batch} and accumulate {self.accumulate} must be at least 1"
+            )
 
     @property
     def end(self) -> int:
@@ -135,9 +141,8 @@ class Player:
             # A captured step reads the rate from a tensor on the card, so there it is changed in place.
             group["lr"] = group["lr"].fill_(rate) if self.captured else rate
 
-    def descend(self, loss: Tensor) -> Tensor:
-        """One update from gradients that were set to none; returns their norm before clipping."""
-        loss.backward()
+    def descend(self) -> Tensor:
+        """One update from the gradients that are there; returns their norm before clipping."""
         distributed.average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimiser.step()
@@ -178,8 +183,15 @@ class Trainer:
             name: Player(nn.ModuleDict({name: self.modules[name]}), learning, self.device, captured)
             for name, learning in players.items()
         } or {"": Player(self.modules, config, self.device, captured)}
-        if config.batch % distributed.ranks():
-            raise ValueError(f"batch {config.batch} does not split over {distributed.ranks()} processes")
+        for module in self.modules.modules():
+            if isinstance(module, WanDiT):
+                module.recompute = config.recompute
+        self.split = distributed.ranks() * config.accumulate
+        if config.batch % self.split:
+            raise ValueError(
+                f"batch {config.batch} does not split over {distributed.ranks()} processes"
+                + (f" and {config.accumulate} parts" if config.accumulate > 1 else "")
+            )
         self.step = 0
         self.scalars: dict[str, float] = {}
 
@@ -300,10 +312,15 @@ class Trainer:
     def _descend(self, player: Player, loss_of: Callable, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         player.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, metrics = loss_of(self.step, config.batch // distributed.ranks(), generator)
-        norm = player.descend(loss)
-        return {"loss": loss.detach(), "grad_norm": norm, **metrics}
+        parts = []
+        for _ in range(config.accumulate):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss, metrics = loss_of(self.step, config.batch // self.split, generator)
+            (loss / config.accumulate).backward()
+            parts.append({"loss": loss.detach(), **metrics})
+        norm = player.descend()
+        means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        return {"loss": means.pop("loss"), "grad_norm": norm, **means}
 
     def _report(self, metrics: dict[str, Tensor], started: float, first: int) -> dict[str, float]:
         scalars = {name: float(value) for name, value in metrics.items()}

@@ -172,3 +172,38 @@ def test_agrees_with_diffusers_on_random_weights():
     want = other(x, torch.tensor([625.0]), text, return_dict=False)[0]
     got = ours(x, torch.tensor([625.0]), Conditions(text), FullAttention())
     assert F.mse_loss(got, want) < 1e-10 * want.square().mean()
+
+
+@pytest.mark.parametrize("attend", [FullAttention(), BlockCausal(3)])
+def test_recomputed_blocks_give_the_same_gradient_and_are_run_again(attend):
+    gradients, runs = [], []
+    for recompute in (False, True):
+        dit = tiny()
+        dit.recompute = recompute
+        counted = [0] * len(dit.blocks)
+
+        def count(index, counted=counted):
+            counted[index] += 1
+
+        for index, block in enumerate(dit.blocks):
+            block.register_forward_pre_hook(lambda *_, index=index, count=count: count(index))
+        x, conditions = clip(batch=2)
+        dit(x, torch.tensor([900.0, 300.0]), conditions, attend).square().mean().backward()
+        gradients.append({name: value.grad for name, value in dit.named_parameters() if value.grad is not None})
+        runs.append(counted)
+    assert runs == [[1] * 4, [2] * 4]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(value, gradients[1][name], rtol=1e-9) for name, value in gradients[0].items())
+
+
+def test_a_cached_pass_is_never_run_again():
+    """What it saw may be overwritten by then."""
+    dit = tiny()
+    dit.recompute = True
+    runs = []
+    dit.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    cache = cache_for(dit, 6)
+    cache.advance()
+    x, conditions = clip(3)
+    dit(x, 700.0, conditions.block(0, 3), cache).square().mean().backward()
+    assert len(runs) == 1

@@ -94,3 +94,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
         (path / "optimiser.pt").write_bytes(b"x")
     with pytest.raises(ValueError, match="remove the folder"):
         fresh.resume()
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(tmp_path):
+    """Means over equal parts of the same rows: the gradient is that of the whole batch, and so is what is logged."""
+
+    class Rows(Regression):
+        def __init__(self):
+            super().__init__()
+            self.rows = torch.linspace(0, 1, 8)[:, None]
+            self.next = 0
+
+        def loss(self, step, batch, generator):
+            x = self.rows[self.next : self.next + batch]
+            self.next = (self.next + batch) % 8
+            return (self.net(x) - (2 * x - 1)).square().mean(), {"mean": x.mean()}
+
+    runs = []
+    for accumulate in (1, 4):
+        settings = {"steps": 5, "batch": 8, "warmup": 0, "precision": "fp32", "accumulate": accumulate}
+        trainer = Trainer(Rows(), TrainConfig(**settings), tmp_path / str(accumulate))
+        runs.append((trainer.fit(), trainer.weights()))
+    (whole, weights), (parts, others) = runs
+    assert parts == pytest.approx(whole, rel=1e-4)
+    assert all(torch.allclose(value, others[name], atol=1e-6) for name, value in weights.items())
+    with pytest.raises(ValueError, match="batch 8 does not split over 1 processes and 3 parts"):
+        Trainer(Rows(), TrainConfig(batch=8, accumulate=3), tmp_path)
