@@ -290,8 +290,7 @@ class Bench:
         for name, decoder in family.decoders.items():
             decode = partial(self._decode, decoder, block, -(-latents // self.run.geometry.block))
             decode()
-            method = STUDENT_SMALL if name == SMALL_NAME else name
-            report.add(method, f"decoding of {TIMED_SECONDS} s (s)", plain(self._median(decode), 1), note)
+            report.add(name, f"decoding of {TIMED_SECONDS} s (s)", plain(self._median(decode), 1), note)
 
     def _short(self, method: Method) -> Method:
         """The method with too few steps, for warming up."""
@@ -356,7 +355,8 @@ class Bench:
         groups = [clips[start : start + run.batch] for start in range(0, len(clips), run.batch)]
         sizes = run.long_seconds * FPS, END_SECONDS * FPS
         videos = torch.cat([self.family.ends(method, group, *sizes) for group in groups])
-        note = f"{len(clips)} clips of {run.long_seconds} s"
+        decoder = next(name for name, one in self.family.decoders.items() if one is self.family.usual)
+        note = f"{len(clips)} clips of {run.long_seconds} s, decoder: {decoder}"
         drift_rows(report, name, videos, ends, self.judges, END_SECONDS, lag, note)
         log.info("%s: %s done", name, note)
 

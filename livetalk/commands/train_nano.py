@@ -227,6 +227,8 @@ def train_small_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path,
         load_into(decoder, tensors_of(run.small_decoder_start))
     latents = small_decoder_training.encode(vae, train.frames, dtype)
     objective = SmallDecoderObjective(decoder.to(device), latents, train.frames, run.small_decoder_training)
+    if run.small_decoder_train.compile:
+        decoder.compile(dynamic=False)
     trainer = Trainer(objective, run.small_decoder_train, folder, device)
     trainer.fit()
     decoder.load_state_dict(weights_of(trainer, "decoder"))
