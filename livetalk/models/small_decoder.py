@@ -10,6 +10,7 @@ Shapes: latents [B, z, F, h, w]; video [B, 3, T, 8h, 8w] in [-1, 1] with T = 4F 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn as nn
@@ -91,7 +92,7 @@ class SmallDecoder(nn.Module):
         self.mixes = nn.ModuleList(Mix(config.dim) for _ in range(config.mixes))
         self.split = nn.Conv2d(config.dim, TIME_STRIDE * widths[0], 1)
         self.stages = nn.ModuleList(Residual(width) for width in widths)
-        self.enlarge = nn.ModuleList(Enlarge(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.enlarge = nn.ModuleList(Enlarge(*pair) for pair in pairwise(widths))
         self.leave = nn.Conv2d(widths[-1], 3 * SHUFFLE**2, 3, padding=1)
 
     def decode(self, latents: Tensor) -> Tensor:
