@@ -77,7 +77,7 @@ class Family:
         self.decoders: dict[str, nn.Module] = {"VAE": self.vae}
         if not missing_parts(run.family, [SMALL]):
             self.decoders[SMALL_NAME] = TrueColours(load_part(run.family, SMALL, device, self.dtype), self.vae)
-        # What inference decodes with on this device: an hour of long clips takes the other one a day on a CPU.
+        # What inference decodes with on this device.
         self.usual = self.decoders.get(SMALL_NAME, self.vae) if device.type == "cpu" else self.vae
         self.audio, self.text = (load_part(run.family, name, device) for name in PARTS[1:])
         self._conditions: dict[tuple[tuple[EvaluationClip, ...], int], Conditions] = {}
@@ -327,7 +327,7 @@ class Bench:
         """The last END_SECONDS of long clips against the first, for every long method that is measured at all."""
         run, students = self.run, self.family.students
         asked = run.long_methods
-        methods = self.family.teachers if "teacher" in asked else {}
+        methods: dict[str, Method] = dict(self.family.teachers) if "teacher" in asked else {}
         methods |= {own: students[own] for part, own in STUDENTS.items() if part in asked and own in students}
         if not methods:
             log.info("no long clips: none of long_methods=[%s] is measured", ", ".join(run.long_methods))

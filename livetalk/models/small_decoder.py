@@ -81,19 +81,12 @@ class Enlarge(nn.Module):
         return self.conv(F.interpolate(F.silu(x), scale_factor=2.0, mode="nearest"))
 
 
-class SmallDecoder(nn.Module):
-    """Decodes the standardised latents of the VAE that it was trained beside; see the module for shapes."""
+class LatentDecoder(nn.Module):
+    """The calls of a decoder, whole and in pieces, from one pass."""
 
-    def __init__(self, config: SmallDecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        widths = config.widths
-        self.enter = nn.Conv2d(2 * config.z_dim, config.dim, 3, padding=1)
-        self.mixes = nn.ModuleList(Mix(config.dim) for _ in range(config.mixes))
-        self.split = nn.Conv2d(config.dim, TIME_STRIDE * widths[0], 1)
-        self.stages = nn.ModuleList(Residual(width) for width in widths)
-        self.enlarge = nn.ModuleList(Enlarge(*pair) for pair in pairwise(widths))
-        self.leave = nn.Conv2d(widths[-1], 3 * SHUFFLE**2, 3, padding=1)
+    def video(self, latents: Tensor, past: Past) -> Tensor:
+        """One pass over consecutive latents, with what came before in `past`."""
+        raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of a whole clip -> its video, not clamped."""
@@ -110,8 +103,22 @@ class SmallDecoder(nn.Module):
         state.commit(past)
         return video
 
+
+class SmallDecoder(LatentDecoder):
+    """Decodes the standardised latents of the VAE that it was trained beside; see the module for shapes."""
+
+    def __init__(self, config: SmallDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        self.enter = nn.Conv2d(2 * config.z_dim, config.dim, 3, padding=1)
+        self.mixes = nn.ModuleList(Mix(config.dim) for _ in range(config.mixes))
+        self.split = nn.Conv2d(config.dim, TIME_STRIDE * widths[0], 1)
+        self.stages = nn.ModuleList(Residual(width) for width in widths)
+        self.enlarge = nn.ModuleList(Enlarge(*pair) for pair in pairwise(widths))
+        self.leave = nn.Conv2d(widths[-1], 3 * SHUFFLE**2, 3, padding=1)
+
     def video(self, latents: Tensor, past: Past) -> Tensor:
-        """One pass over consecutive latents, with what came before in `past`."""
         x = per_frame(self.enter, with_previous(latents, past))
         for mix in self.mixes:
             x = mix(x, past)
@@ -126,7 +133,7 @@ class SmallDecoder(nn.Module):
         return rearrange(x, "(b t) c h w -> b c t h w", b=clips)
 
 
-class TrueColours(SmallDecoder):
+class TrueColours(LatentDecoder):
     """A small decoder with the colours of a large one.
 
     A decoder that sees a few latents at a time gets the tints of a still background wrong, always by the same. `vae`
@@ -135,8 +142,8 @@ class TrueColours(SmallDecoder):
     """
 
     def __init__(self, small: SmallDecoder, vae: WanVAE) -> None:
-        nn.Module.__init__(self)
-        self.config, self.small, self.vae = small.config, small, vae
+        super().__init__()
+        self.small, self.vae = small, vae
 
     def video(self, latents: Tensor, past: Past) -> Tensor:
         video = self.small.video(latents, past)
