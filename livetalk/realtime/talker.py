@@ -14,8 +14,8 @@ has taken. `signals()` are small and never wait, so that the user's voice is not
 Most programs want neither, but `livetalk.realtime.conversation.Conversation`, which joins a talker and a live stream.
 
 A turn is a number from 1 on, one for each answer. For each turn come, in `speech()`, exactly one SpeechStarted, then
-captions and speech, then exactly one SpeechEnded; turns do not overlap. A turn that is cancelled before its first
-sound leaves nothing there at all.
+captions and speech, then exactly one SpeechEnded; turns do not overlap. A turn that is cancelled before anything of it
+was taken leaves nothing there at all.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from enum import StrEnum
 import numpy as np
 
 from livetalk.realtime.lanes import Lane
+
+
+MOST_SIGNALS = 256
 
 
 class State(StrEnum):
@@ -138,7 +141,7 @@ class Talker(ABC):
     def __init__(self, ahead_s: float) -> None:
         """ahead_s: seconds of speech that may wait to be taken; making more waits for the reader."""
         self._speech: Lane[SpeechItem] = Lane(ahead_s)
-        self._signals: Lane[Signal] = Lane(ahead_s)
+        self._signals: Lane[Signal] = Lane(ahead_s, MOST_SIGNALS)
         self._state = State.IDLE
 
     async def __aenter__(self) -> Talker:
@@ -183,7 +186,7 @@ class Talker(ABC):
         return self._speech
 
     def signals(self) -> AsyncIterator[Signal]:
-        """Everything else, for one reader; ends when the talker is closed. At most 256 wait: the oldest go."""
+        """Everything else, for one reader; ends when the talker is closed. MOST_SIGNALS wait at most: the oldest go."""
         return self._signals
 
     @property
