@@ -29,7 +29,6 @@ import numpy as np
 
 from livetalk.realtime.lanes import Lane
 
-
 MOST_SIGNALS = 256
 
 

@@ -72,6 +72,11 @@ class Live:
         """Session.interrupt: after it returns no stale frame is handed out."""
         return self._told(partial(self.session.interrupt, played_until))
 
+    @property
+    def unheard(self) -> float:
+        """Session.unheard."""
+        return self.session.unheard
+
     def set_prompt(self, prompt: str) -> float:
         """Session.set_prompt."""
         return self._told(partial(self.session.set_prompt, prompt))

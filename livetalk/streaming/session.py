@@ -181,6 +181,14 @@ class Session:
         with self._state:
             return self._waiting() / SAMPLE_RATE
 
+    @property
+    def unheard(self) -> float:
+        """Seconds of pushed sound that were not shown yet: what `interrupt` would drop now."""
+        with self._state:
+            shown = frame_after(self._pace.played()) - self._base if self._pace.live else self._ready
+            shown = max(0, min(shown, self._ready)) * SAMPLES_PER_FRAME
+            return (self._track.laid(shown, self._track.end) + self._queue.samples) / SAMPLE_RATE
+
     def _enqueue(self, sound: np.ndarray) -> None:
         self._queue.add(sound)
         if self._pace.live and self._queue.samples and self._queue.since is None:

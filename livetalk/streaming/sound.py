@@ -35,22 +35,22 @@ def mono(pcm: np.ndarray, rate: int) -> np.ndarray:
 
 
 class Resampler:
-    """Sound of any rate in pieces -> samples at SAMPLE_RATE. However it is cut, the joined result is the same."""
+    """Sound of any rate in pieces -> samples at `target`. However it is cut, the joined result is the same."""
 
-    def __init__(self) -> None:
-        self._rate = SAMPLE_RATE
+    def __init__(self, target: int = SAMPLE_RATE) -> None:
+        self._rate = self._target = target
         self._stream = None
 
-    def push(self, sound: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
+    def push(self, sound: np.ndarray, rate: int) -> np.ndarray:
         """[n] from `mono` -> the samples that became available. A new rate ends the sound before it."""
         before = self.flush() if rate != self._rate else NOTHING
         self._rate = rate
-        if rate == SAMPLE_RATE or not len(sound):
+        if rate == self._target or not len(sound):
             return np.concatenate([before, sound])
         if self._stream is None:
             import soxr
 
-            self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+            self._stream = soxr.ResampleStream(rate, self._target, 1, dtype="float32")
         return np.concatenate([before, self._stream.resample_chunk(sound)])
 
     def flush(self) -> np.ndarray:

@@ -103,6 +103,18 @@ def test_the_default_is_now(performer, clock):
     assert unpaced.interrupt().frames == 0
 
 
+def test_what_is_unheard_is_what_an_interruption_drops(make, clock):
+    session = make(StreamConfig(lead_ms=3000, reserve_ms=125)).session(FACE, "nods", clock=clock)
+    session.push_audio(FIRST[:40_000])
+    assert session.unheard == 2.5
+    session.flush()
+    take(session, 2)
+    session.push_audio(FIRST[:8000])
+    clock.seconds = 1.0
+    assert session.unheard == 2.0 == session.interrupt().unheard
+    assert session.unheard == 0
+
+
 def test_too_long_ago_is_refused_and_changes_nothing(make):
     session, plain = (make(StreamConfig(lead_ms=0, reserve_ms=0)).session(FACE, "nods") for _ in range(2))
     for each in (session, plain):

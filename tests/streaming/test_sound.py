@@ -38,6 +38,13 @@ def test_any_pieces_are_resampled_like_the_whole(rate):
     assert np.array_equal(results[0], pcm if rate == 16_000 else soxr.resample(pcm, rate, 16_000))
 
 
+def test_other_rates_than_ours_can_be_asked_for():
+    resampler = Resampler(24_000)
+    parts = [resampler.push(speech(16_000)[at : at + 160], 16_000) for at in range(0, 16_000, 160)]
+    assert np.array_equal(np.concatenate([*parts, resampler.flush()]), soxr.resample(speech(16_000), 16_000, 24_000))
+    assert np.array_equal(resampler.push(speech(240), 24_000), speech(240))
+
+
 def test_a_change_of_rate_ends_what_was_before():
     resampler = Resampler()
     parts = [resampler.push(speech(4800), 48_000), resampler.push(speech(2400), 24_000), resampler.flush()]
