@@ -26,6 +26,7 @@ BASE = {"geometry", "flow", "conditions"}
 ARROWS = {
     "geometry": set(),
     "devices": set(),
+    "graphs": set(),
     "flow": BASE,
     "conditions": BASE,
     "media": {"geometry"},
@@ -35,11 +36,11 @@ ARROWS = {
     "data": {*BASE, "models", "media", "devices"},
     "evaluation": {"geometry", "media"},
     "OmniAvatar": {*BASE, "models", "data"},
-    "training": {*BASE, "models", "rollout", "data", "media"},
-    "streaming": {*BASE, "models", "rollout", "media"},
+    "training": {*BASE, "models", "rollout", "data", "media", "graphs"},
+    "streaming": {*BASE, "models", "rollout", "media", "graphs"},
     "realtime": {"geometry", "streaming", "media"},
     # The wiring: what composes rooms that do not know each other. Nothing but these may import config.
-    "config": {"geometry", "models", "training", "data", "evaluation"},
+    "config": {"geometry", "models", "training", "data", "evaluation", "streaming"},
     "families": {*BASE, "config", "devices", "models", "rollout", "parts", "pipeline", "streaming", "OmniAvatar"},
     "cli": {"config"},
     "commands": {

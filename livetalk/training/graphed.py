@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from livetalk.graphs import capture
+
 Step = Callable[[torch.Generator], dict[str, Tensor]]
 
 
@@ -63,10 +65,4 @@ class GraphedStep:
         return out
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        torch.cuda.synchronize()
-        # With several processes NCCL's watchdog asks for the state of its events meanwhile, from a thread of its own.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            out = self.step(self.generator)
-        return graph, out
+        return capture(lambda: self.step(self.generator), self.stream, self.pool, self.generator)

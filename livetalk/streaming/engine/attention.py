@@ -1,0 +1,101 @@
+"""The kernel of the transformer's self-attention, chosen once, by measurement at the shape it is needed for."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q [S, heads, d], k, v [n, heads, d]) -> [S, heads, d]."""
+TRIES = 5
+E4M3 = torch.float8_e4m3fn
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own choice."""
+    q, k, v = (value.transpose(0, 1)[None] for value in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+
+
+def _backend(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    }
+    with sdpa_kernel(backends[name]):
+        return sdpa(q, k, v)
+
+
+def _fa3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from fa3_fwd_interface import flash_attn_func
+
+    out = flash_attn_func(q[None], k[None], v[None])
+    return (out[0] if isinstance(out, tuple) else out)[0]
+
+
+def has_fa3() -> bool:
+    return importlib.util.find_spec("fa3_fwd_interface") is not None
+
+
+def kernels(device: torch.device) -> dict[str, Kernel]:
+    """What may be there, by name; those in the precision of the network."""
+    if device.type != "cuda":
+        return {"sdpa": sdpa}
+    names = ("cudnn", "flash", "efficient")
+    found: dict[str, Kernel] = {name: partial(_backend, name) for name in names}
+    return found | ({"fa3": _fa3} if has_fa3() else {})
+
+
+def choose(name: str, device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[str, Kernel]:
+    """The kernel called `name`, or, for auto, the fastest at (queries, keys, heads, d). Raises ValueError for one that
+    is not there."""
+    if name == "fa3-fp8":
+        if device.type != "cuda" or not has_fa3():
+            raise ValueError("engine.attention=fa3-fp8 needs a Hopper GPU and: pip install livetalk[flash]")
+        return name, _fa3
+    found = kernels(device)
+    if name == "sdpa":
+        return name, sdpa
+    if name != "auto":
+        if name not in found:
+            raise ValueError(f"engine.attention={name} is not there on {device}: use auto or {', '.join(found)}")
+        return name, found[name]
+    if len(found) == 1:
+        return next(iter(found.items()))
+    times = {name: _time(kernel, device, shape, dtype) for name, kernel in found.items()}
+    best = min(times, key=times.get)
+    told = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
+    log.info("attention of %d queries to %d keys: %s; chosen: %s", *shape[:2], told, best)
+    return best, found[best]
+
+
+def _time(kernel: Kernel, device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype) -> float:
+    """Seconds of one run, the best of a few; infinite for a kernel that refuses the shape or this card."""
+    queries, keys, heads, d = shape
+    q = torch.randn(queries, heads, d, device=device).to(dtype)
+    k, v = (torch.randn(keys, heads, d, device=device).to(dtype) for _ in range(2))
+    try:
+        kernel(q, k, v)
+    except (RuntimeError, ImportError) as error:
+        log.debug("attention kernel refused", exc_info=error)
+        return float("inf")
+    times = []
+    for _ in range(TRIES):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        kernel(q, k, v)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return min(times)

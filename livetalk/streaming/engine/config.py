@@ -1,0 +1,51 @@
+"""What the engine does, setting by setting; each can be turned back to the plain way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATHS = ("auto", "fast", "plain")
+SWITCH = ("auto", "on", "off")
+ATTENTION = ("auto", "cudnn", "flash", "efficient", "sdpa", "fa3", "fa3-fp8")
+LINEARS = ("exact", "fp8")
+DECODERS = ("auto", "fused", "plain")
+PRECISIONS = ("model", "bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How blocks are made.
+
+    path: plain is the slow, obvious one and the others' test; fast is what is set here; auto is fast on a GPU.
+    graphs, compile: CUDA graphs, torch.compile; auto is on on a GPU. attention: the kernel of the transformer's
+    self-attention; auto is the fastest that is as exact as the precision, by measurement at the start; fa3-fp8 has an
+    error of its own. linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large
+    projections of a layer. decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on a
+    GPU), in decoder_precision.
+    """
+
+    path: str = "auto"
+    graphs: str = "auto"
+    compile: str = "auto"
+    attention: str = "auto"
+    linears: str = "exact"
+    decoder: str = "auto"
+    decoder_precision: str = "model"
+
+    def __post_init__(self) -> None:
+        known = {
+            "path": PATHS,
+            "graphs": SWITCH,
+            "compile": SWITCH,
+            "attention": ATTENTION,
+            "linears": LINEARS,
+            "decoder": DECODERS,
+            "decoder_precision": PRECISIONS,
+        }
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"engine.{name} {getattr(self, name)!r} is not known: use {', '.join(choices)}")
+
+    def on(self, switch: str, gpu: bool) -> bool:
+        """What graphs or compile says."""
+        return gpu if switch == "auto" else switch == "on"
