@@ -30,6 +30,9 @@ import numpy as np
 from livetalk.realtime.lanes import Lane
 
 MOST_SIGNALS = 256
+MOST_LETTERS = 2000
+"""Of a sentence that the user types."""
+ANSWERS_KEPT = 4
 
 
 class State(StrEnum):
@@ -169,13 +172,13 @@ class Talker(ABC):
         called, and the talker finds the end of a sentence itself."""
 
     @abstractmethod
-    async def cancel(self, heard_ms: float | None = None) -> Heard | None:
-        """Stops the answer that is under way or was last given, at once.
+    async def cancel(self, heard_ms: float | None = None, turn: int | None = None) -> Heard | None:
+        """Stops an answer, at once; it may be under way or given already. `turn` is the latest by default.
 
         When it returns, no more speech of that turn comes out of `speech()`, and the talker's memory of the answer is
         cut to what was heard. heard_ms: milliseconds of the turn's sound that the user heard; None stands for all that
-        was taken from `speech()`. Returns None if there is nothing to cut: no answer yet, or the last is cut already.
-        Safe to call at any time and again.
+        was taken from `speech()`. Returns None if there is nothing to cut: no such answer, or it is cut already.
+        Safe to call at any time and again; an older turn is remembered for ANSWERS_KEPT turns.
         """
 
     # Output
@@ -191,6 +194,21 @@ class Talker(ABC):
     @property
     def state(self) -> State:
         return self._state
+
+    @property
+    @abstractmethod
+    def turn(self) -> int:
+        """The latest turn, which may still be thought about; 0 before the first."""
+
+    @staticmethod
+    def check(text: str) -> str:
+        """The text for `say`, in one line of single spaces. Raises ValueError if it is empty or too long."""
+        text = " ".join(text.split())
+        if not text:
+            raise ValueError("the text is empty: type a sentence")
+        if len(text) > MOST_LETTERS:
+            raise ValueError(f"the text has {len(text)} letters: type no more than {MOST_LETTERS} at a time")
+        return text
 
     # For implementations
 
