@@ -1,6 +1,6 @@
 """Speech with exact phoneme times, from three engines behind one interface.
 
-`Speaker("espeak")` drives libespeak-ng through ctypes (about a thousand times faster than real time, many voices);
+`Speaker("espeak")` drives libespeak-ng (livetalk/espeak.py; about a thousand times faster than real time, many voices);
 `Speaker("flite")` runs the flite program, a second synthesiser kept for testing; `Speaker("tone")` needs nothing and
 makes formant-like sounds letter by letter, for tests and debug runs. Saying the same words with the same settings
 gives the same samples, whatever was said before and in whichever process. espeak-ng is not thread safe: use processes.
@@ -8,7 +8,6 @@ gives the same samples, whatever was said before and in whichever process. espea
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import tempfile
 import wave
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from livetalk import espeak
 from livetalk.geometry import SAMPLE_RATE
 
 ENGINES = ("espeak", "flite", "tone")
@@ -115,96 +115,21 @@ def voices(engine: str, split: str) -> tuple[Voice, ...]:
 
 # --- espeak-ng ---------------------------------------------------------------------------------------------------
 
-_SYNCHRONOUS = 2
-_PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 1, 2, 0x8000
-_RATE, _PITCH = 1, 3
-_UTF8 = 1
-_WORD_EVENT, _PHONEME_EVENT = 1, 7
 _VOICELESS_STOPS = ("p", "t", "k", "tʃ")
 _LONGEST_CLOSURE = 0.07
 
 
-class _Event(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", ctypes.c_char * 8),
-    ]
-
-
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-
-
-class _Espeak:
-    """One loading of libespeak-ng. Its oscillators and noise keep running from call to call, so a library that has
-    spoken before gives other samples: every utterance takes a fresh one (0.3 ms)."""
-
-    def __init__(self):
-        try:
-            import espeakng_loader
-        except ImportError as error:
-            raise ValueError("speech needs the package espeakng-loader: pip install -e .[data]") from error
-        self.pcm: list[np.ndarray] = []
-        self.events: list[tuple[int, int, int, int, str]] = []
-        self._callback = _CALLBACK(self._receive)  # held: the library keeps only a pointer
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        options = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
-        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data, options)
-        if self.rate <= 0:
-            raise ValueError("espeak-ng found no voice data: reinstall espeakng-loader")
-        self.library.espeak_SetSynthCallback(self._callback)
-        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-
-    def _receive(self, samples, count, events) -> int:
-        if samples and count > 0:
-            self.pcm.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        index = 0
-        while events[index].type:
-            event = events[index]
-            name = event.id.decode(errors="ignore") if event.type == _PHONEME_EVENT else ""
-            self.events.append((event.type, event.sample, event.text_position, event.length, name))
-            index += 1
-        return 0
-
-    def close(self) -> None:
-        import _ctypes
-
-        self.library.espeak_Terminate()
-        _ctypes.dlclose(self.library._handle)
-
-
 def _espeak_say(text: str, voice: Voice, rate: float) -> Utterance:
-    engine = _Espeak()
-    try:
-        if engine.library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise ValueError(f"espeak-ng has no voice {voice.name!r}: see livetalk.data.world.speech.voices")
-        engine.library.espeak_SetParameter(_RATE, round(rate), 0)
-        engine.library.espeak_SetParameter(_PITCH, int(voice.pitch), 0)
-        data = text.encode()
-        status = engine.library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, _UTF8, None, None)
-        assert status == 0, f"espeak_Synth returned {status}"
-        engine.library.espeak_Synchronize()
-    finally:
-        engine.close()
-    pcm = np.concatenate(engine.pcm).astype(np.float32) / 32768.0
-    return _espeak_utterance(text, pcm, engine.events, engine.rate)
-
-
-def _espeak_utterance(text: str, pcm: np.ndarray, events: list, rate: int) -> Utterance:
-    words = tuple((e[1] / rate, text[e[2] - 1 : e[2] - 1 + e[3]]) for e in events if e[0] == _WORD_EVENT)
-    marks = [(e[1], e[4]) for e in events if e[0] == _PHONEME_EVENT] + [(len(pcm), "")]
+    spoken = espeak.speak(text, voice.name, rate, voice.pitch)
+    words = tuple((sample / spoken.rate, text[at : at + letters]) for sample, at, letters in spoken.words)
+    marks = [*spoken.sounds, (len(spoken.pcm), "")]
     phones = [
-        Phone(start / rate, end / rate, name)
+        Phone(start / spoken.rate, end / spoken.rate, name)
         for (start, name), (end, _) in pairwise(marks)
         if name.strip("ˈˌː") and end > start
     ]
-    return Utterance(_resample(pcm, rate), tuple(_with_closures(phones, pcm, rate)), words)
+    closed = tuple(_with_closures(phones, spoken.pcm, spoken.rate))
+    return Utterance(_resample(spoken.pcm, spoken.rate), closed, words)
 
 
 def _with_closures(phones: list[Phone], pcm: np.ndarray, rate: int) -> list[Phone]:
