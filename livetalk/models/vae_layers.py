@@ -64,16 +64,18 @@ class Past:
         self._new.append(None)
 
 
-def convolve(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """Apply a convolution to [B, C, T, H, W]; a 2-D one goes over each frame, left where it is in memory."""
+def convolve(conv: nn.Conv2d | nn.Conv3d, x: Tensor, bias: bool = True) -> Tensor:
+    """Apply a convolution to [B, C, T, H, W]; a 2-D one goes over each frame, left where it is in memory. bias: whether
+    to add its own, which a caller may do in a kernel that reads the result anyway."""
+    added = conv.bias if bias else None
     weight, stride, padding = conv.weight, conv.stride, conv.padding
     if weight.ndim == 4:
         weight, stride, padding = weight.unsqueeze(2), (1, *stride), (0, *padding)
     plain_float = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if x.device.type == "cpu" and plain_float and torch.backends.mkldnn.is_available():
         # For one clip of few frames conv3d picks its plain implementation, which is ten times slower.
-        return torch.mkldnn_convolution(x, weight, conv.bias, padding, stride, (1, 1, 1), 1)
-    return F.conv3d(x, weight, conv.bias, stride, padding)
+        return torch.mkldnn_convolution(x, weight, added, padding, stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, added, stride, padding)
 
 
 class CausalConv3d(nn.Conv3d):

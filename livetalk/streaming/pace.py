@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil, floor, isfinite
 
 from livetalk.geometry import FPS, SAMPLE_RATE
+from livetalk.streaming.engine.config import EngineConfig
 
 Clock = Callable[[], float]
 """The playback position: seconds of the stream that were shown so far."""
@@ -23,6 +24,7 @@ class StreamConfig:
     real time; a microphone needs a block and the encoder's look-ahead, about 1000.
     backlog_s: seconds of sound that may wait to be rendered.
     past, ahead: what an audio encoder of kind "clip" hears before and after a block; kind "window" has its own.
+    engine: how blocks are made.
     """
 
     lead_ms: int = 600
@@ -31,6 +33,7 @@ class StreamConfig:
     backlog_s: float = 60.0
     past_ms: int = 5000
     ahead_ms: int = 250
+    engine: EngineConfig = EngineConfig()
 
     def __post_init__(self) -> None:
         for name in ("lead_ms", "reserve_ms", "prebuffer_ms", "past_ms", "ahead_ms"):

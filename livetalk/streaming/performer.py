@@ -23,7 +23,9 @@ from livetalk.streaming.sound import Hearing, hearing_of
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from livetalk.streaming.engine.engine import Engine
     from livetalk.streaming.live import Live
+    from livetalk.streaming.seat import Seat
     from livetalk.streaming.session import Hold, Session
 
 Picture = str | Path | Image.Image
@@ -75,6 +77,21 @@ class Performer:
         from livetalk.streaming.live import Live
 
         return Live(self.session(image, prompt, seed, clock, hold))
+
+    def seat(self, holder: object) -> Seat:
+        """What one stream needs on the device, for as long as `holder` is there: plain, or the engine's, see
+        EngineConfig. Raises ValueError for settings that do not fit."""
+        from livetalk.streaming.engine.engine import is_fast
+        from livetalk.streaming.seat import PlainSeat
+
+        return self.engine.seat(holder) if is_fast(self.config.engine, self) else PlainSeat(self)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Made when it is first needed; its first seat takes the time to compile and to capture."""
+        from livetalk.streaming.engine.engine import Engine
+
+        return Engine(self, self.config.engine)
 
     @cached_property
     def device(self) -> torch.device:

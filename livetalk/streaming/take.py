@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from livetalk.conditions import Conditions, group_audio
-from livetalk.media import to_pixels
-from livetalk.models.vae_layers import Tails
 from livetalk.rollout import gaussian
 from livetalk.streaming.performer import Performer
 
@@ -45,7 +44,7 @@ class Rendering:
     noise: Tensor
     done: torch.cuda.Event | None
     decoded: bool = False
-    decoder: Tails | None = None
+    decoder: Any = None
     ticket: Ticket = field(default_factory=Ticket)
 
 
@@ -54,12 +53,9 @@ class Take:
 
     def __init__(self, performer: Performer, reference: Tensor, seed: int) -> None:
         self.performer = performer
-        on_gpu = performer.device.type == "cuda"
-        # Streams of their own, so that decoding runs beside denoising and sessions beside each other.
-        self._denoising, self._decoding = (torch.cuda.Stream(performer.device) if on_gpu else None for _ in range(2))
-        with torch.inference_mode(), self.lane():
-            self._cache = performer.new_cache()
-        self._decoder = performer.decoder.decoder_state()
+        with torch.inference_mode():
+            self._seat = performer.seat(self)
+        self._denoising, self._decoding = self._seat.lanes
         self._generator = torch.Generator("cpu")
         self.restart(reference, seed)
 
@@ -70,8 +66,8 @@ class Take:
             # What is still queued reads the picture that is let go of here.
             self._denoising.synchronize()
         self._reference = reference
-        self._cache.reset()
-        self._decoder.reset()
+        with torch.inference_mode():
+            self._seat.reset()
         self._generator.manual_seed(seed)
         self.blocks = 0
 
@@ -92,8 +88,9 @@ class Take:
         before = self._generator.get_state()
         with self.lane():
             conditions = self._conditions(sound, text, frames)
-            latents = performer.denoise(conditions, self._cache, self._noise())
+            latents = self._seat.denoise(conditions, self._noise())
             done = None if self._denoising is None else self._denoising.record_event()
+            self._seat.keep(latents)
         self.blocks += 1
         return Rendering(index, frames, latents, before, done)
 
@@ -101,25 +98,24 @@ class Take:
     def decode(self, rendering: Rendering) -> np.ndarray:
         """Frames uint8 [n, H, W, 3] of a block, the next after the one decoded before."""
         assert not rendering.decoded
-        rendering.decoder, rendering.decoded = self._decoder.snapshot(), True
-        if self._decoding is None:
-            return to_pixels(self.performer.decoder.decode_step(rendering.latents, self._decoder))
-        with torch.cuda.stream(self._decoding):
-            self._decoding.wait_event(rendering.done)
+        with nullcontext() if self._decoding is None else torch.cuda.stream(self._decoding):
+            rendering.decoder, rendering.decoded = self._seat.snapshot(), True
+            if self._decoding is not None:
+                self._decoding.wait_event(rendering.done)
             # The copy to the host waits for this stream alone; until then `rendering` keeps the latents alive.
-            return to_pixels(self.performer.decoder.decode_step(rendering.latents, self._decoder))
+            return self._seat.decode(rendering.latents)
 
     @torch.inference_mode()
     def rewind(self, undone: list[Rendering]) -> None:
         """Goes back to before the latest blocks, given in the order they were made: it is as if they never were."""
         assert [rendering.index for rendering in undone] == [*range(self.blocks - len(undone), self.blocks)]
         with self.lane():
-            self._cache.rewind(len(undone))
+            self._seat.rewind(len(undone))
         self.blocks -= len(undone)
         for rendering in reversed(undone):
             self._generator.set_state(rendering.noise)
             if rendering.decoded:
-                self._decoder.restore(rendering.decoder)
+                self._seat.restore(rendering.decoder)
 
     def _conditions(self, sound: np.ndarray, text: Tensor, frames: range) -> Conditions:
         performer, block = self.performer, self.performer.geometry.block
@@ -128,17 +124,9 @@ class Take:
         grouped = group_audio(features) if frames.start == 0 else features.reshape(1, block, -1)
         return Conditions(text, self._reference, grouped.to(performer.dtype), first=self.blocks * block)
 
-    def _noise(self):
-        """All draws of a block at once, in the order in which the sampler asks for them: one copy to the device."""
-        draws = [self._draw() for _ in self.performer.timesteps]
-        waiting = iter(self._moved(torch.stack(draws)))
-
-        def noise(shape: tuple[int, ...]) -> Tensor:
-            drawn = next(waiting)
-            assert drawn.shape == shape
-            return drawn
-
-        return noise
+    def _noise(self) -> Tensor:
+        """All draws of a block [steps, *shape], in the order in which the sampler asks for them: one copy."""
+        return self._moved(torch.stack([self._draw() for _ in self.performer.timesteps]))
 
     def _draw(self) -> Tensor:
         return gaussian(self._generator, torch.float32, "cpu")(self.performer.latent_shape)

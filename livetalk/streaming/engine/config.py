@@ -20,8 +20,8 @@ class EngineConfig:
     graphs, compile: CUDA graphs, torch.compile; auto is on on a GPU. attention: the kernel of the transformer's
     self-attention; auto is the fastest that is as exact as the precision, by measurement at the start; fa3-fp8 has an
     error of its own. linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large
-    projections of a layer. decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on a
-    GPU), in decoder_precision.
+    projections of a layer. decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on
+    a GPU), in decoder_precision.
     """
 
     path: str = "auto"

@@ -1,7 +1,7 @@
 """What a stream's frames see of the prompt: keys and values of its words, and one key for all of the padding.
 
-The network attends to padding positions, which all have the same key and the same value. n keys of score s weigh as much
-as one of score s + log n, so one does for all of them.
+The network attends to padding positions, which all have the same key and the same value. n keys of score s weigh as
+much as one of score s + log n, so one does for all of them.
 """
 
 from __future__ import annotations

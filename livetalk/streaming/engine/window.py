@@ -1,11 +1,11 @@
 """Keys and values of a window at fixed addresses, in the order of their ranks: what a captured pass can read.
 
 The same frames at the same relative positions as models.kv_cache.KVCache shows: `anchors` first latent frames for ever,
-then the latest others. There a ring is addressed anew for every block; here the rolling frames move down by a block when
-one begins, which is a copy of a few milliseconds' thousandth, and every pass over a full window has the same addresses.
+then the latest others. There a ring is addressed anew for every block; here the rolling frames move down by a block
+when one begins, a small copy, and every pass over a full window has the same addresses.
 
-Keys are kept rotated at their rank, so that a pass turns its own alone. Those of the rolling frames are kept un-rotated,
-too, as the last pass over their block left them: they get another rank when the window moves on.
+Keys are kept rotated at their rank, so that a pass turns its own alone. Those of the rolling frames are kept
+un-rotated, too, as the last pass over their block left them: they get another rank when the window moves on.
 """
 
 from __future__ import annotations

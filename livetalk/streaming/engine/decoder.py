@@ -1,0 +1,260 @@
+"""The VAE's decoder for a stream: every causal convolution reads from a place that keeps the two frames before.
+
+The same as WanVAE.decode_step. Norm, SiLU, the sum before them and the join with earlier frames are one kernel; the bias
+of a convolution is added by whoever reads its result. Activations are [T, H, W, C], contiguous: channels last.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from livetalk.graphs import Captured
+from livetalk.media import pixels_of
+from livetalk.models.vae import WanVAE
+from livetalk.models.vae_layers import CausalConv3d, FrameAttention, ResidualBlock, Up, convolve
+
+PAST = 2
+"""Frames that a causal convolution sees before the current one."""
+NARROW = 8
+"""Fewer channels than this have no quick convolution on a GPU, so the last one gets zeros beside its three."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """An activation as its parts: x [T, H, W, C], bias [C], other [T, H, W, C]."""
+
+    x: Tensor
+    bias: Tensor | None = None
+    other: Tensor | None = None
+
+    def made(self) -> Tensor:
+        return added(self.x, self.bias, self.other)
+
+
+def added(x: Tensor, bias: Tensor | None, other: Tensor | None) -> Tensor:
+    total = x if bias is None else x + bias
+    return total if other is None else total + other
+
+
+def grown(x: Tensor, bias: Tensor | None, other: Tensor | None) -> Tensor:
+    """Of the sum, [T, H, W, C] -> [T, 2H, 2W, C], every pixel four times."""
+    x = added(x, bias, other)
+    t, h, w, c = x.shape
+    return x[:, :, None, :, None].expand(t, h, 2, w, 2, c).reshape(t, 2 * h, 2 * w, c)
+
+
+def grown_pairs(x: Tensor, bias: Tensor) -> Tensor:
+    """The same for two frames in one, [T, H, W, 2C] -> [2T, 2H, 2W, C], the first half of the channels earlier."""
+    return grown(rearrange(x + bias, "t h w (pair c) -> (t pair) h w c", pair=2), None, None)
+
+
+def pixels(x: Tensor, bias: Tensor) -> Tensor:
+    """[T, H, W, 3 or more] -> uint8 [T, H, W, 3]."""
+    return pixels_of((x + bias)[..., :3].permute(3, 0, 1, 2)[None])[0].contiguous()
+
+
+def plain_norm_silu(
+    x: Tensor, bias: Tensor | None, other: Tensor | None, gamma: Tensor, total: Tensor | None, out: Tensor
+) -> None:
+    """What norm_triton.norm_silu does, in PyTorch's words."""
+    value = Sum(x, bias, other).made()
+    if total is not None:
+        total.copy_(value)
+    wide = torch.promote_types(value.dtype, torch.float32)
+    length = torch.linalg.vector_norm(value, dim=-1, keepdim=True, dtype=wide)
+    scale = math.sqrt(value.shape[-1]) / length.clamp_min(1e-12)
+    out.copy_(F.silu(value * scale.to(value.dtype) * gamma))
+
+
+def _norm_of(device: torch.device):
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return plain_norm_silu
+    from livetalk.streaming.engine.norm_triton import norm_silu
+
+    return norm_silu
+
+
+class Past:
+    """The input of one causal convolution, [PAST + T, H, W, C]: the frames before, then those of this pass."""
+
+    def __init__(self, frames: int, height: int, width: int, conv: nn.Conv3d) -> None:
+        like = conv.weight
+        shape = (PAST + frames, height, width, conv.in_channels)
+        self.memory = torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+    @property
+    def tail(self) -> Tensor:
+        return self.memory[:PAST]
+
+    def now(self, frames: int) -> Tensor:
+        return self.memory[PAST : PAST + frames]
+
+    def all(self, frames: int) -> Tensor:
+        return self.memory[: PAST + frames]
+
+    def move_on(self, frames: int) -> None:
+        """After a pass over `frames` frames."""
+        last = self.memory[frames : frames + PAST]
+        self.tail.copy_(last if frames >= PAST else last.clone())
+
+
+def conv(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """The convolution of [T, H, W, C], without its bias."""
+    video = x.permute(3, 0, 1, 2)[None]
+    out = convolve(layer, video, bias=False)
+    return out[0].permute(1, 2, 3, 0).contiguous()
+
+
+class FusedDecoder:
+    """The decoder of `vae`, a copy in another precision if `dtype` is not its own, for latents of height x width."""
+
+    @torch.inference_mode()
+    def __init__(self, vae: WanVAE, dtype: torch.dtype | None = None, compiled: bool = False) -> None:
+        like = vae.conv2.weight
+        self.dtype, self.device = like.dtype if dtype is None else dtype, like.device
+        self.enter, self.net = vae.conv2, vae.decoder
+        if self.dtype != like.dtype:
+            from copy import deepcopy
+
+            self.enter, self.net = (deepcopy(part).to(self.dtype) for part in (vae.conv2, vae.decoder))
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        for weight in self.net.parameters():
+            if weight.ndim in formats:
+                weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
+        self.mean, self.std = vae.latents_mean, vae.latents_std
+        self.norm = _norm_of(self.device)
+        self.leave = self._widened(self.net.head["2"])
+        acts = (added, grown, grown_pairs, pixels)
+        if compiled:
+            acts = tuple(torch.compile(act, fullgraph=True, dynamic=False) for act in acts)
+        self._added, self._grown, self._grown_pairs, self._pixels = acts
+
+    def _widened(self, last: CausalConv3d) -> CausalConv3d:
+        """The last convolution, with zero channels beside its own on a GPU."""
+        if self.device.type != "cuda":
+            return last
+        with torch.device(self.device):
+            wide = CausalConv3d(last.in_channels, NARROW).to(self.dtype)
+        wide.weight.data.zero_()[: last.out_channels] = last.weight
+        wide.bias.data.zero_()[: last.out_channels] = last.bias
+        return wide.to(memory_format=torch.channels_last_3d).requires_grad_(False)
+
+    def pasts(self, frames: int, height: int, width: int) -> list[Past]:
+        """The places of a stream's convolutions in the order they run, for passes of at most `frames` latents."""
+        out = [Past(frames, height, width, self.net.conv1)]
+        for layer in [*self.net.middle, *self.net.upsamples]:
+            if isinstance(layer, ResidualBlock):
+                out += [Past(frames, height, width, layer.residual[name]) for name in ("2", "6")]
+            elif isinstance(layer, Up):
+                if layer.time_conv is not None:
+                    out.append(Past(frames, height, width, layer.time_conv))
+                    frames *= 2
+                height, width = 2 * height, 2 * width
+        return [*out, Past(frames, height, width, self.leave)]
+
+    def run(self, latents: Tensor, pasts: list[Past], first: bool) -> Tensor:
+        """Standardised latents [1, z, F, h, w] -> frames uint8 [T, H, W, 3]; first: they begin the stream. Moves on."""
+        waiting = iter(pasts)
+        z = (latents.to(self.std.dtype) * self.std + self.mean).to(self.dtype)
+        z = convolve(self.enter, z)[0].permute(1, 2, 3, 0)
+        x = Sum(self._causal(self.net.conv1, next(waiting), z), self.net.conv1.bias)
+        for layer in [*self.net.middle, *self.net.upsamples]:
+            if isinstance(layer, ResidualBlock):
+                x = self._residual(layer, x, waiting)
+            elif isinstance(layer, FrameAttention):
+                x = Sum(self._attention(layer, x.made()))
+            else:
+                x = self._up(layer, x, waiting, first)
+        past = next(waiting)
+        self.norm(x.x, x.bias, x.other, self.net.head["0"].gamma.flatten(), None, past.now(len(x.x)))
+        return self._pixels(self._convolved(self.leave, past, len(x.x)), self.leave.bias)
+
+    def _causal(self, layer: CausalConv3d, past: Past, x: Tensor) -> Tensor:
+        past.now(len(x)).copy_(x)
+        return self._convolved(layer, past, len(x))
+
+    def _convolved(self, layer: CausalConv3d, past: Past, frames: int) -> Tensor:
+        out = conv(layer, past.all(frames))
+        past.move_on(frames)
+        return out
+
+    def _residual(self, layer: ResidualBlock, x: Sum, waiting) -> Sum:
+        frames, parts = len(x.x), layer.residual
+        first, second = next(waiting), next(waiting)
+        plain = x.bias is None and x.other is None
+        total = x.x if plain else torch.empty_like(x.x)
+        into = first.now(frames)
+        self.norm(x.x, x.bias, x.other, parts["0"].gamma.flatten(), None if plain else total, into)
+        h = self._convolved(parts["2"], first, frames)
+        self.norm(h, parts["2"].bias, None, parts["3"].gamma.flatten(), None, second.now(frames))
+        h = self._convolved(parts["6"], second, frames)
+        if layer.shortcut is None:
+            return Sum(h, parts["6"].bias, total)
+        return Sum(h, parts["6"].bias + layer.shortcut.bias, conv(layer.shortcut, total))
+
+    def _attention(self, layer: FrameAttention, x: Tensor) -> Tensor:
+        video = x.permute(3, 0, 1, 2)[None]
+        return layer(video, None)[0].permute(1, 2, 3, 0).contiguous()
+
+    def _up(self, layer: Up, x: Sum, waiting, first: bool) -> Sum:
+        if layer.time_conv is None:
+            big = self._grown(x.x, x.bias, x.other)
+        else:
+            made, past = self._added(x.x, x.bias, x.other), next(waiting)
+            # The very first frame passes unchanged and is not part of the history of the later ones.
+            later, parts = made[1:] if first else made, [grown(made[:1], None, None)] if first else []
+            if len(later):
+                pairs = self._causal(layer.time_conv, past, later)
+                parts.append(self._grown_pairs(pairs, layer.time_conv.bias))
+            big = torch.cat(parts) if len(parts) > 1 else parts[0]
+        conv2d = layer.resample["1"]
+        return Sum(conv(conv2d, big), conv2d.bias)
+
+
+class DecodedStream:
+    """One stream's places and graphs: `decode` gives frames on the device, to be taken before the next call."""
+
+    @torch.inference_mode()
+    def __init__(self, shared: FusedDecoder, frames: int, height: int, width: int, graphs: bool) -> None:
+        """For latents [1, z, frames, height, width]."""
+        self.shared, self.begun = shared, False
+        self._pasts = shared.pasts(frames, height, width)
+        latents = torch.randn(1, len(shared.std.flatten()), frames, height, width, device=shared.device)
+        example = latents.to(shared.std.dtype)
+        stream = torch.cuda.Stream(shared.device) if graphs else None
+        pool = torch.cuda.graph_pool_handle() if graphs else None
+        self._passes = {first: Captured(self._pass(first), (example,), stream, pool) for first in (True, False)}
+        self.reset()
+
+    def reset(self) -> None:
+        """Before the first latent."""
+        self.begun = False
+        for past in self._pasts:
+            past.tail.zero_()
+
+    def snapshot(self) -> tuple[bool, list[Tensor]]:
+        """What `restore` takes to come back to here, a copy."""
+        return self.begun, [past.tail.clone() for past in self._pasts]
+
+    def restore(self, snapshot: tuple[bool, list[Tensor]]) -> None:
+        """Goes to where `snapshot` was taken."""
+        self.begun, tails = snapshot
+        for past, tail in zip(self._pasts, tails, strict=True):
+            past.tail.copy_(tail)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next latents -> their frames uint8 [T, H, W, 3]."""
+        frames = self._passes[not self.begun](latents)
+        self.begun = True
+        return frames
+
+    def _pass(self, first: bool):
+        return lambda latents: self.shared.run(latents, self._pasts, first)

@@ -1,0 +1,139 @@
+"""The fast seats of a performer: made once, captured once, and handed from stream to stream."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from contextlib import nullcontext
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from livetalk.conditions import Conditions
+from livetalk.models.vae import WanVAE
+from livetalk.streaming.engine.config import EngineConfig
+from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder
+from livetalk.streaming.engine.denoiser import DenoisedStream, Denoiser
+from livetalk.streaming.seat import lanes, to_host
+
+if TYPE_CHECKING:
+    from livetalk.streaming.performer import Performer
+
+log = logging.getLogger(__name__)
+
+SHAPES = 64
+"""Forms of one function that may be compiled: kinds of layers, times sizes of a window that is filling."""
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def is_fast(config: EngineConfig, performer: Performer) -> bool:
+    """Whether streams of a performer take fast seats. Raises ValueError where that is wanted and cannot be."""
+    fits = performer.cache.positions == "relative"
+    if config.path == "fast" and not fits:
+        raise ValueError(f"engine.path=fast needs positions=relative, not {performer.cache.positions}")
+    return config.path == "fast" or (config.path == "auto" and fits and performer.device.type == "cuda")
+
+
+class Engine:
+    """What the seats of one performer share. It does not hold the performer."""
+
+    def __init__(self, performer: Performer, config: EngineConfig) -> None:
+        began = time.perf_counter()
+        self.config, self.device, geometry = config, performer.device, performer.geometry
+        gpu = self.device.type == "cuda"
+        self._latents = (geometry.block, geometry.latent_height, geometry.latent_width)
+        self.denoiser = Denoiser(
+            performer.dit, performer.cache, geometry.rows, geometry.columns, performer.timesteps, config
+        )
+        self.decoder: FusedDecoder | None = None
+        self._plain_decoder = performer.decoder
+        if config.decoder == "fused" or (config.decoder == "auto" and gpu):
+            if not isinstance(performer.decoder, WanVAE):
+                if config.decoder == "fused":
+                    raise ValueError("engine.decoder=fused is the VAE's own decoder: use decoder=vae with it")
+            else:
+                dtype = None if config.decoder_precision == "model" else DTYPES[config.decoder_precision]
+                self.decoder = FusedDecoder(performer.decoder, dtype, config.on(config.compile, gpu))
+        self._free: list[FastSeat] = []
+        self._lock = Lock()
+        log.debug("engine ready to be seated after %.1f s", time.perf_counter() - began)
+
+    def seat(self, holder: object) -> FastSeat:
+        """A free seat, or a new one; it is free again when `holder` is gone."""
+        with self._lock:
+            seat = self._free.pop() if self._free else None
+        if seat is None:
+            seat = self._new()
+        weakref.finalize(holder, self._free.append, seat)
+        return seat
+
+    def _new(self) -> FastSeat:
+        began = time.perf_counter()
+        with torch._dynamo.config.patch(recompile_limit=SHAPES), torch.inference_mode():
+            seat = FastSeat(self)
+        log.info("a seat was made in %.1f s: %s", time.perf_counter() - began, self.told())
+        return seat
+
+    def told(self) -> str:
+        """In words, for logs and reports."""
+        one, config = self.denoiser, self.config
+        decoder = "plain" if self.decoder is None else str(self.decoder.dtype).removeprefix("torch.") + " fused"
+        return (
+            f"{str(one.dtype).removeprefix('torch.')}, {config.linears} linears, attention {one.attention}, "
+            f"graphs {'on' if one.graphs else 'off'}, compiled {'yes' if one.compiled else 'no'}, decoder {decoder}"
+        )
+
+
+class FastSeat:
+    """See streaming.seat.Seat."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.lanes = lanes(engine.device)
+        denoising, decoding = self.lanes
+        with nullcontext() if denoising is None else torch.cuda.stream(denoising):
+            self._denoised = DenoisedStream(engine.denoiser)
+        self._decoded: DecodedStream | None = None
+        self._plain, self._state = engine._plain_decoder, engine._plain_decoder.decoder_state()
+        if engine.decoder is not None:
+            with nullcontext() if decoding is None else torch.cuda.stream(decoding):
+                self._decoded = DecodedStream(engine.decoder, *engine._latents, engine.denoiser.graphs)
+
+    def reset(self) -> None:
+        self._denoised.reset()
+        self._state.reset()
+        if self._decoded is not None:
+            # The lane's own work: what was queued there before still reads what is cleared here.
+            decoding = self.lanes[1]
+            with nullcontext() if decoding is None else torch.cuda.stream(decoding):
+                self._decoded.reset()
+
+    def denoise(self, conditions: Conditions, noise: Tensor) -> Tensor:
+        return self._denoised.denoise(conditions, noise)
+
+    def keep(self, latents: Tensor) -> None:
+        self._denoised.keep(latents)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        if self._decoded is not None:
+            return to_host(self._decoded.decode(latents))
+        from livetalk.media import pixels_of
+
+        return to_host(pixels_of(self._plain.decode_step(latents, self._state))[0])
+
+    def rewind(self, blocks: int) -> None:
+        self._denoised.rewind(blocks)
+
+    def snapshot(self) -> Any:
+        return self._state.snapshot() if self._decoded is None else self._decoded.snapshot()
+
+    def restore(self, snapshot: Any) -> None:
+        if self._decoded is None:
+            self._state.restore(snapshot)
+            return
+        decoding = self.lanes[1]
+        with nullcontext() if decoding is None else torch.cuda.stream(decoding):
+            self._decoded.restore(snapshot)
