@@ -8,9 +8,11 @@ import torch
 
 from livetalk import config
 from livetalk.commands import bench
-from livetalk.evaluation.benchmark import BenchRun, Limits, Path, limits_of, table
+from livetalk.evaluation.benchmark import Limits, Path, limits_of, table
 from livetalk.geometry import Geometry
 from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
+from livetalk.streaming.bench import BenchRun
+from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
 
@@ -29,7 +31,9 @@ def test_every_block_is_timed_and_counted(performer):
     found = bench.measure("as used", performer, RUN, overlap=True)
     assert len(found.denoise) == len(found.decode) == 10 and found.frames == 120 and found.passes == 3
     assert min(*found.denoise, *found.decode, found.whole, found.first) > 0
-    plain = bench.measure("plain", bench.with_decoder(performer, performer.vae), RUN, overlap=False)
+    plain = bench.measure(
+        "plain", bench.with_engine(performer, EngineConfig(path="plain"), performer.vae), RUN, overlap=False
+    )
     assert plain.flops[0] == found.flops[0] > 0 and plain.flops[1] > found.flops[1] > 0
 
 
@@ -59,10 +63,20 @@ def test_the_command_prints_a_table_with_fps_and_leaves_json(performer, tmp_path
     monkeypatch.setattr(bench, "limits_of", lambda *_: Limits(1e9, 1e9))
     bench.bench(replace(RUN, output=str(tmp_path)))
     lines = capsys.readouterr().out.splitlines()
-    assert "| FPS |" in lines[3] and "plain | as used" in lines[1]
+    assert "| FPS |" in lines[5] and "plain | as used" in lines[3]
     stored = json.loads((tmp_path / "nano-16x16.json").read_text())
     assert set(stored["paths"]) == {"plain", "as used"} and stored["about"]["decoder"] == "small"
     assert lines[-1] == str(tmp_path / "nano-16x16.json")
+
+
+def test_the_engine_is_timed_beside_the_plain_path(performer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "performer_of", lambda *_: performer)
+    monkeypatch.setattr(bench, "limits_of", lambda *_: Limits(1e9, 1e9))
+    engine = EngineConfig(path="fast")
+    bench.bench(replace(RUN, ways=("plain", "exact", "fp8"), engine=engine, output=str(tmp_path)))
+    stored = json.loads((tmp_path / "nano-16x16.json").read_text())["paths"]
+    assert set(stored) == {"plain", "as used", "fp8"} and min(path["FPS"] for path in stored.values()) > 0
+    assert "fp8 linears" in capsys.readouterr().out
 
 
 def test_the_published_shape_is_built_without_memory(capsys):

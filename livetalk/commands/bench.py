@@ -1,16 +1,17 @@
 """`bash scripts/bench.sh`: frames a second of a live stream on this machine, and where the time goes.
 
 The stream that is timed is streaming.Session, fed with sound and drained as quickly as it goes. The plain path, the
-VAE's own decoder and one thing after the other, runs in the same command as the baseline.
+VAE's own decoder and one kernel and one thing after the other, runs in the same command as the baseline.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -25,13 +26,17 @@ from livetalk.commands.memory import bytes_of
 from livetalk.config import InferenceRun
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.evaluation import benchmark
-from livetalk.evaluation.benchmark import BenchRun, Limits, limits_of, table, timed
+from livetalk.evaluation.benchmark import Limits, limits_of, table, timed
 from livetalk.families import load_pipeline
 from livetalk.geometry import FPS, SAMPLE_RATE, Geometry
 from livetalk.models.audio import AudioConfig, AudioEncoder
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.pipeline import EXAMPLE_IMAGE, example_prompt
+from livetalk.streaming.bench import BenchRun
+from livetalk.streaming.engine.attention import has_fa3
+from livetalk.streaming.engine.config import EngineConfig
+from livetalk.streaming.engine.engine import is_fast
 from livetalk.streaming.live import Live
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
@@ -48,20 +53,25 @@ KEYS = """
 preset=nano|1.3b      the shipped family, or the published shape with random weights
 resolution=512x512    width and height in pixels
 decoder=small|vae     as at inference; the plain path beside it always has the VAE's
+ways=[plain,exact,fp8]  what to time side by side
+engine.KEY=...        how blocks are made, see the keys below
 blocks=N              timed in steady state (50)
 """
 
 
 class RandomText(nn.Module):
-    """Stands for a text encoder that is not measured: prompts are encoded once, before a stream begins."""
+    """Stands for a text encoder that is not measured: prompts are encoded once, before a stream begins. words: tokens
+    of every prompt; what follows is padding, zeros."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, words: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.words = config, words
 
     def encode(self, prompts: list[str]) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(len(prompts), self.config.text_len, self.config.text_dim, generator=generator)
+        text = torch.randn(len(prompts), self.config.text_len, self.config.text_dim, generator=generator)
+        text[:, self.words :] = 0
+        return text
 
 
 def bench(run: BenchRun, dry_run: bool = False) -> None:
@@ -74,12 +84,18 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
     settle_gpu()
     began = time.perf_counter()
     usual = performer_of(run, device, dtype)
-    plain = with_decoder(usual, usual.vae)
     limits = limits_of(device, dtype)
-    paths = [measure("plain", plain, run, overlap=False)]
-    if usual.decoder is not usual.vae or device.type == "cuda":
-        paths.append(measure("as used", usual, run, overlap=True))
-    told = about(run, usual, limits) | {"seconds in all": time.perf_counter() - began}
+    loaded = time.perf_counter() - began
+    paths: list[benchmark.Path] = []
+    for name, performer in ways_of(run, usual):
+        paths.append(measure(name, performer, run, overlap=name != "plain"))
+        # What another way holds on the card is not this one's.
+        del performer
+        gc.collect()
+    if paths[0].flops[0]:
+        # Graphs and kernels of our own are not counted; the arithmetic of a block is the same.
+        paths[1:] = [path if path.flops[0] else replace(path, flops=paths[0].flops) for path in paths[1:]]
+    told = about(run, usual, limits) | {"s to load": loaded, "s in all": time.perf_counter() - began}
     output = Path(run.output) / f"{run.preset}-{usual.geometry.width}x{usual.geometry.height}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     content = {"about": told, "paths": {path.name: path.as_dict(limits) for path in paths}, "settings": asdict(run)}
@@ -87,8 +103,24 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
     print(
         "; ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items())
     )
+    for path in paths:
+        print(f"{path.name}: {path.told}")
     print(table(paths, limits))
     print(output)
+
+
+def ways_of(run: BenchRun, usual: Performer) -> Iterator[tuple[str, Performer]]:
+    """What is timed, by name, made when its turn comes. On a CPU the plain way has the VAE's decoder."""
+    gpu, engine = usual.device.type == "cuda", replace(run.engine, path="fast")
+    for way in run.ways or (("plain", "exact", "fp8") if gpu else ("plain", "exact")):
+        if way == "plain":
+            yield way, with_engine(usual, replace(engine, path="plain"), usual.vae)
+        elif way == "exact":
+            # On a CPU what a stream takes by itself is measured, whichever that is.
+            yield ("exact", with_engine(usual, engine)) if gpu else ("as used", with_engine(usual, run.engine))
+        else:
+            attention = "fa3-fp8" if gpu and has_fa3() else engine.attention
+            yield way, with_engine(usual, replace(engine, linears="fp8", attention=attention))
 
 
 def performer_of(run: BenchRun, device: torch.device, dtype: torch.dtype) -> Performer:
@@ -105,7 +137,7 @@ def performer_of(run: BenchRun, device: torch.device, dtype: torch.dtype) -> Per
         parts[name] = randomise(module.to(dtype).to_empty(device=device)).eval().requires_grad_(False)
     parts["vae"].set_statistics()
     timesteps = InferenceRun().causal.timesteps
-    text = RandomText(parts["dit"].config)
+    text = RandomText(parts["dit"].config, run.words)
     return Performer(parts["dit"], parts["vae"], parts["audio"], text, geometry, timesteps, config=config)
 
 
@@ -132,11 +164,11 @@ def geometry_of(run: BenchRun) -> Geometry:
     return default if size is None else replace(default, width=size[0], height=size[1])
 
 
-def with_decoder(performer: Performer, decoder: nn.Module) -> Performer:
-    """The same, decoding with `decoder`."""
-    one = performer
-    settings = (one.dit, one.vae, one.audio, one.text, one.geometry, one.timesteps, one.cache.positions, one.config)
-    return Performer(*settings, decoder)
+def with_engine(performer: Performer, engine: EngineConfig, decoder: nn.Module | None = None) -> Performer:
+    """The same weights, used as `engine` says, with another decoder if one is given."""
+    one, config = performer, replace(performer.config, engine=engine)
+    settings = (one.dit, one.vae, one.audio, one.text, one.geometry, one.timesteps, one.cache.positions, config)
+    return Performer(*settings, one.decoder if decoder is None else decoder)
 
 
 def fed(performer: Performer, blocks: int) -> Session:
@@ -150,17 +182,49 @@ def fed(performer: Performer, blocks: int) -> Session:
 
 
 def measure(name: str, performer: Performer, run: BenchRun, overlap: bool) -> benchmark.Path:
-    """Times the parts block by block, then the whole."""
+    """Times the start, then the parts block by block, then the whole."""
+    device = performer.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    ready = timed(lambda: fed(performer, 1).next_block(), device)
+    denoise, decode, flops = parts(performer, run)
+    whole, frames = streamed(performer, run, overlap)
+    first = min(timed(fed(performer, 1).next_block, device) for _ in range(3))
+    first_whole = min(timed(lambda: fed(performer, 1).next_block(), device) for _ in range(3))
+    steady = (values[run.warmup :] for values in (denoise, decode))
+    return benchmark.Path(
+        name,
+        *steady,
+        whole,
+        frames,
+        first,
+        flops,
+        len(performer.timesteps) + 1,
+        first_whole,
+        ready,
+        memory_of(device),
+        performer.engine.told()
+        if is_fast(performer.config.engine, performer)
+        else f"{str(performer.dtype).removeprefix('torch.')}, eager",
+    )
+
+
+def parts(performer: Performer, run: BenchRun) -> tuple[list[float], list[float], tuple[int, int]]:
+    """Seconds of every block's denoising and decoding, one after the other, and their arithmetic, (0, 0) if unknown."""
     device, blocks = performer.device, run.warmup + run.blocks
     session, denoise, decode, made = fed(performer, blocks), [], [], []
     for _ in range(blocks):
         denoise.append(timed(lambda: made.append(session.denoise_next()), device))
         decode.append(timed(lambda: session.decode_next(made.pop()), device))
-    flops = counted(session)
-    whole, frames = streamed(performer, run, overlap)
-    first = min(timed(fed(performer, 1).next_block, device) for _ in range(3))
-    steady = (values[run.warmup :] for values in (denoise, decode))
-    return benchmark.Path(name, *steady, whole, frames, first, flops, len(performer.timesteps) + 1)
+    unknown = is_fast(performer.config.engine, performer) and device.type == "cuda"
+    return denoise, decode, (0, 0) if unknown else counted(session)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes held at most, on a GPU since its peak was reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def counted(session: Session) -> tuple[int, int]:
@@ -197,8 +261,6 @@ def about(run: BenchRun, performer: Performer, limits: Limits) -> dict:
     """The machine, the versions, and what was measured on it."""
     on_gpu = performer.device.type == "cuda"
     where = torch.cuda.get_device_name(performer.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = torch.cuda.max_memory_allocated(performer.device) if on_gpu else resident
     return {
         "device": where,
         "precision": str(performer.dtype).removeprefix("torch."),
@@ -208,7 +270,6 @@ def about(run: BenchRun, performer: Performer, limits: Limits) -> dict:
         "window": f"{performer.geometry.window} latents",
         "TFLOP/s of a matrix product": limits.flops / 1e12,
         "GB/s of a copy": limits.bandwidth / 1e9,
-        "peak memory, GB": peak / 1e9,
     }
 
 

@@ -14,45 +14,7 @@ import torch
 
 from livetalk.geometry import FPS
 
-PRESETS = ("nano", "1.3b")
-LEAST_BLOCKS = 10
 TRIES = 7
-
-
-@dataclass(frozen=True)
-class BenchRun:
-    """`scripts/bench.sh`: the speed of a live stream on this machine.
-
-    preset: nano, the shipped family, or 1.3b, the published shape with random weights (speed does not depend on them).
-    resolution: WIDTHxHEIGHT in pixels, "" for the preset's own. blocks: in steady state, after `warmup` others.
-    decoder: as at inference.
-    """
-
-    run: str = "bench"
-    preset: str = "nano"
-    resolution: str = ""
-    device: str = "auto"
-    precision: str = "auto"
-    decoder: str = "auto"
-    blocks: int = 50
-    warmup: int = 7
-    output: str = "outputs/bench"
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset {self.preset!r} is not known: use {' or '.join(PRESETS)}")
-        if self.blocks < LEAST_BLOCKS or self.warmup < 1:
-            raise ValueError(f"blocks={self.blocks}, warmup={self.warmup}: at least {LEAST_BLOCKS} and 1")
-        self.size()
-
-    def size(self) -> tuple[int, int] | None:
-        """Width and height, None for the preset's own. Raises ValueError for what is not WIDTHxHEIGHT."""
-        if not self.resolution:
-            return None
-        width, by, height = self.resolution.partition("x")
-        if not (by and width.isdecimal() and height.isdecimal()):
-            raise ValueError(f"resolution {self.resolution!r}: write WIDTHxHEIGHT, for example 512x512")
-        return int(width), int(height)
 
 
 @dataclass(frozen=True)
@@ -67,7 +29,9 @@ class Limits:
 class Path:
     """One way to make the same frames, timed. denoise, decode: seconds of each block, one after the other; whole:
     seconds of all `frames` in the stream as it is used; first: seconds from the sound to the first block, with picture
-    and prompt encoded before; flops: arithmetic of a block's denoising and of its decoding; passes: of a block."""
+    and prompt encoded before; flops: arithmetic of a block's denoising and of its decoding; passes: of a block;
+    first_whole: seconds to the first block with picture and prompt to encode; ready: seconds from weights in memory to
+    the very first block, compiling and capturing included; memory: bytes at most; told: how blocks are made."""
 
     name: str
     denoise: Sequence[float]
@@ -77,10 +41,18 @@ class Path:
     first: float
     flops: tuple[int, int]
     passes: int
+    first_whole: float = 0.0
+    ready: float = 0.0
+    memory: int = 0
+    told: str = ""
 
     @property
     def fps(self) -> float:
         return self.frames / self.whole
+
+    def alone(self, seconds: Sequence[float]) -> float:
+        """Frames a second of one part."""
+        return self.frames / len(seconds) / float(np.median(seconds))
 
     def reached(self, limits: Limits) -> float:
         """Share of the device's rate of matrix products that the whole stream keeps up."""
@@ -92,7 +64,12 @@ class Path:
             "FPS": self.fps,
             "times real time": self.fps / FPS,
             "ms a pass": 1e3 * float(np.median(self.denoise)) / self.passes,
+            "FPS, denoising alone": self.alone(self.denoise),
+            "FPS, decoding alone": self.alone(self.decode),
             "first block, ms": 1e3 * self.first,
+            "first block, picture and prompt not encoded, ms": 1e3 * self.first_whole,
+            "start from weights in memory to the first block, s": self.ready,
+            "peak memory, GB": self.memory / 1e9,
             "GFLOP a block, denoising": self.flops[0] / 1e9,
             "GFLOP a block, decoding": self.flops[1] / 1e9,
             "share of the card's matrix products": self.reached(limits),

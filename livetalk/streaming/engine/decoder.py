@@ -1,7 +1,7 @@
 """The VAE's decoder for a stream: every causal convolution reads from a place that keeps the two frames before.
 
-The same as WanVAE.decode_step. Norm, SiLU, the sum before them and the join with earlier frames are one kernel; the bias
-of a convolution is added by whoever reads its result. Activations are [T, H, W, C], contiguous: channels last.
+The same as WanVAE.decode_step. Norm, SiLU, the sum before them and the join with earlier frames are one kernel; the
+bias of a convolution is added by whoever reads its result. Activations are [T, H, W, C], contiguous: channels last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The parts of a transformer layer between its two attentions, as functions of tensors alone.
 
-All layers share the compiled form of each: weights are arguments. One clip, one timestep for all its tokens, as a stream
-has it. Shapes: S tokens, D width, x [S, D]; m: the six modulation vectors [6, D], learned and of the timestep.
+All layers share the compiled form of each: weights are arguments. One clip, one timestep for all its tokens, as a
+stream has it. Shapes: S tokens, D width, x [S, D]; m: the six modulation vectors [6, D], learned and of the timestep.
 """
 
 from __future__ import annotations

@@ -1,0 +1,94 @@
+"""Streams with the engine beside streams without: the same frames, also after changes, and seats used again."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from livetalk.geometry import Geometry
+from livetalk.pipeline import EXAMPLE_IMAGE
+from livetalk.streaming.engine.config import EngineConfig
+from livetalk.streaming.pace import StreamConfig
+from livetalk.streaming.performer import Performer
+from livetalk.streaming.seat import PlainSeat
+
+SIZES = Geometry(height=32, width=16, clip_latents=6, window=9, anchors=3)
+FAST = EngineConfig(path="fast", decoder="fused")
+
+
+def performer(parts, engine: EngineConfig, positions: str = "relative") -> Performer:
+    own = (parts[name] for name in ("generator", "vae", "audio", "text"))
+    return Performer(*own, SIZES, (1000.0, 500.0), positions, StreamConfig(engine=engine))
+
+
+def sound(blocks: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, blocks * 12_000).astype(np.float32)
+
+
+def told(made: Performer) -> list[np.ndarray]:
+    """Frames of a stream that is interrupted, given another prompt and begun anew."""
+    session = made.session(EXAMPLE_IMAGE, "nods")
+    out = []
+
+    def speak(blocks: int, seed: int) -> None:
+        session.push_audio(sound(blocks, seed))
+        session.flush()
+        out.extend(block.frames for block in session)
+
+    speak(7, 0)
+    session.interrupt(session._ready / 16 - 1)
+    speak(3, 1)
+    session.set_prompt("smiles while speaking")
+    speak(2, 2)
+    session.restart(EXAMPLE_IMAGE, seed=3)
+    speak(2, 3)
+    return out
+
+
+def test_a_stream_is_that_of_the_plain_path(tiny_parts):
+    plain, fast = told(performer(tiny_parts, EngineConfig(path="plain"))), told(performer(tiny_parts, FAST))
+    assert [block.shape for block in plain] == [block.shape for block in fast]
+    plain, fast = (np.concatenate(blocks).astype(int) for blocks in (plain, fast))
+    assert np.abs(plain - fast).max() <= 1 and (plain != fast).mean() < 1e-2 and plain.std() > 1
+
+
+def test_a_seat_is_used_again_and_forgets(tiny_parts):
+    made = performer(tiny_parts, FAST)
+    first = made.session(EXAMPLE_IMAGE, "nods")
+    second = made.session(EXAMPLE_IMAGE, "nods")
+    seats = {id(session._take._seat) for session in (first, second)}
+    assert len(seats) == 2
+    frames = [block.frames for session in (first, second) for block in [session.next_block(fill=True)]]
+    del first, second
+    gc.collect()
+    again = made.session(EXAMPLE_IMAGE, "nods")
+    assert id(again._take._seat) in seats
+    assert np.array_equal(again.next_block(fill=True).frames, frames[0]) and np.array_equal(*frames)
+
+
+def test_who_is_fast(tiny_parts):
+    """The plain path on a CPU unless asked otherwise, and where positions are absolute."""
+    if not torch.cuda.is_available():
+        assert isinstance(performer(tiny_parts, EngineConfig()).seat(object()), PlainSeat)
+    assert isinstance(performer(tiny_parts, EngineConfig(), "absolute").seat(object()), PlainSeat)
+    with pytest.raises(ValueError, match="positions=relative"):
+        performer(tiny_parts, FAST, "absolute").seat(object())
+
+
+@pytest.mark.parametrize("key", ["path", "graphs", "compile", "attention", "linears", "decoder", "decoder_precision"])
+def test_an_unknown_setting_is_refused(key):
+    with pytest.raises(ValueError, match=f"engine.{key} 'quick' is not known"):
+        EngineConfig(**{key: "quick"})
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        (EngineConfig(path="fast", attention="fa3-fp8"), "Hopper"),
+        (EngineConfig(path="fast", attention="cudnn"), "is not there on cpu"),
+    ],
+)
+def test_what_is_not_there_is_refused(tiny_parts, engine, reason):
+    with pytest.raises(ValueError, match=reason):
+        performer(tiny_parts, engine).seat(object())
