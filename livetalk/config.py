@@ -16,7 +16,6 @@ from typing import Any, get_type_hints
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
 from livetalk.evaluation.ablations import AblateRun
-from livetalk.evaluation.benchmark import BenchRun
 from livetalk.evaluation.judges import JudgesConfig
 from livetalk.evaluation.objective import ObjectiveConfig
 from livetalk.geometry import Geometry
@@ -26,6 +25,7 @@ from livetalk.models.kv_cache import POSITIONS
 from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
+from livetalk.streaming.bench import BenchRun
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
 from livetalk.training.dmd import DmdConfig
