@@ -66,7 +66,7 @@ class TalkerConfig:
     speaker: str = "espeak"
     voice: str = ""
     pace: int = 165
-    instructions: str = "You are a friendly person in a video call. Answer in one or two short spoken sentences."
+    instructions: str = "You are a helpful AI assistant. Answer in one short sentence."
     memory: int = 8
     seed: int = 0
     ahead_s: float = 10.0
