@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 
@@ -16,7 +16,8 @@ PIECE_S = 0.5
 
 @dataclass
 class Answer:
-    """Turn `turn` in `lane`. made_ms: of sound that was made, taken or not. captions: those made."""
+    """Turn `turn` in `lane`. made_ms: of sound that was made, taken or not. captions: those made. heard_ms: what it was
+    cut to."""
 
     turn: int
     lane: Lane[SpeechItem]
@@ -25,6 +26,7 @@ class Answer:
     begun: bool = False
     ended: bool = False
     stopped: bool = False
+    heard_ms: float = inf
 
     def open(self) -> bool:
         """Whether more may be added."""
@@ -71,9 +73,10 @@ class Answer:
             self.lane.put_now(SpeechEnded(self.turn, False))
         return self.made_ms
 
-    def text_until(self, heard_ms: float) -> str:
+    @property
+    def text(self) -> str:
         """The captions that began to be spoken within the first `heard_ms`."""
-        return "".join(caption.text for caption in self.captions if caption.at_ms < heard_ms).strip()
+        return "".join(caption.text for caption in self.captions if caption.at_ms < self.heard_ms).strip()
 
     def _begin(self) -> None:
         if not self.begun and self.open():

@@ -78,8 +78,9 @@ class Conversation:
         self._tasks: list[asyncio.Task] = []
         self._error: BaseException | None = None
         self._state, self._voice = State.IDLE, False
-        # Answers up to this one are over, whatever of them is still on its way; and whether one is being stopped.
-        self._cut, self._stopping = 0, False
+        # Answers up to _cut are over, whatever of them is still on its way. The latest that began to come out of the
+        # talker. Whether one is being stopped.
+        self._cut, self._begun, self._stopping = 0, 0, False
 
     async def __aenter__(self) -> Conversation:
         await self._talker.__aenter__()
@@ -147,6 +148,7 @@ class Conversation:
             if item.turn <= self._cut:
                 continue
             if isinstance(item, SpeechStarted):
+                self._begun = item.turn
                 self._playback.begin(item.turn)
                 self._busy.set()
             elif isinstance(item, Caption):
@@ -192,11 +194,12 @@ class Conversation:
     async def _stop(self) -> Heard | None:
         """The caller has the lock."""
         turns = {playing.turn for playing in self._playback.turns}
-        if self._talker.state in (State.THINKING, State.SPEAKING):
+        if self._talker.turn > self._begun or self._talker.state in (State.THINKING, State.SPEAKING):
             turns.add(self._talker.turn)
         if not turns:
             return None
         self._stopping, self._cut = True, max(turns)
+        self._begun = max(self._begun, self._cut)
         try:
             dropped = await self._worker.run(self._stage.interrupt)
             heard_ms = self._playback.heard_ms(dropped.unheard)

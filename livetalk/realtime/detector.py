@@ -81,6 +81,12 @@ class VoiceDetector:
         self._rest = sound[len(starts) * HOP :]
         return [voice for voice in noticed if voice is not None]
 
+    def end(self) -> list[Voice]:
+        """Nothing follows: a voice that is there ends now."""
+        ends = [Voice(False, self._looked)] if self.speaking else []
+        self.speaking, self._hummed = False, 0
+        return ends
+
     def _look(self, window: np.ndarray) -> Voice | None:
         """At the hop that ends now, with those before."""
         self._looked += HOP

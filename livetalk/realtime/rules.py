@@ -7,7 +7,7 @@ the same seed; what it needs from the past it reads in the lines of the conversa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
 from random import Random
 
@@ -26,7 +26,7 @@ class Rules:
     def __init__(self, seed: int = 0, clock: Clock = datetime.now) -> None:
         self.seed, self.clock = seed, clock
 
-    def think(self, lines: Sequence[Line]) -> Iterator[str]:
+    def think(self, lines: Sequence[Line]) -> Generator[str, None, None]:
         """Sentence by sentence."""
         text = plain(lines[-1].text)
         for pattern, answer in RULES:

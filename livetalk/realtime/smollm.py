@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -36,7 +36,7 @@ class SmolLM2:
         named = signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in named else "past_key_values"
 
-    def think(self, lines: Sequence[Line]) -> Iterator[str]:
+    def think(self, lines: Sequence[Line]) -> Generator[str, None, None]:
         """Words and parts of words."""
         tokens: list[int] = []
         said = ""

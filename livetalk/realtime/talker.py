@@ -36,7 +36,7 @@ ANSWERS_KEPT = 4
 
 
 class State(StrEnum):
-    """What a talker does. SPEAKING ends with the last sound handed out: a Conversation knows when it was heard."""
+    """What a talker does. SPEAKING ends when all sound is made: a Conversation knows when it was heard."""
 
     IDLE = "idle"
     LISTENING = "listening"  # the user's voice is there
@@ -211,6 +211,11 @@ class Talker(ABC):
         return text
 
     # For implementations
+
+    def _close(self) -> None:
+        """Ends both streams."""
+        self._speech.close()
+        self._signals.close()
 
     def _become(self, state: State) -> None:
         if state != self._state:

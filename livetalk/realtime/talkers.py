@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 from livetalk.realtime.settings import TalkerConfig
 from livetalk.realtime.talker import Talker
+
+if TYPE_CHECKING:
+    from livetalk.realtime.thinker import Thinker
+    from livetalk.realtime.voices import Voice
 
 
 class Talkers:
@@ -19,10 +26,42 @@ class Talkers:
 
     def warm(self) -> None:
         """Loads what is large, now; it may take seconds."""
+        if self.config.kind == "offline":
+            assert self._thinker and self._voice
 
     def talker(self) -> Talker:
         """One for a new conversation."""
-        raise NotImplementedError(self.config.kind)
+        if self.config.kind == "echo":
+            from livetalk.realtime.echo import EchoTalker
+
+            return EchoTalker(self.config)
+        if self.config.kind == "openai-realtime":
+            from livetalk.realtime.openai import OpenAITalker
+
+            return OpenAITalker(self.config)
+        from livetalk.realtime.offline import OfflineTalker
+
+        return OfflineTalker(self.config, self._thinker, self._voice)
+
+    @cached_property
+    def _thinker(self) -> Thinker:
+        if self.config.thinker == "smollm2":
+            from livetalk.realtime.smollm import SmolLM2
+
+            return SmolLM2(self.config.instructions, self.config.memory)
+        from livetalk.realtime.rules import Rules
+
+        return Rules(self.config.seed)
+
+    @cached_property
+    def _voice(self) -> Voice:
+        if self.config.speaker == "piper":
+            from livetalk.realtime.piper import PiperVoice
+
+            return PiperVoice(self.config.voice)
+        from livetalk.realtime.voices import EspeakVoice
+
+        return EspeakVoice(self.config.voice, self.config.pace)
 
 
 def make_talker(config: TalkerConfig | None = None) -> Talker:
