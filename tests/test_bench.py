@@ -34,7 +34,7 @@ def test_every_block_is_timed_and_counted(performer):
     plain = bench.measure(
         "plain", bench.with_engine(performer, EngineConfig(path="plain"), performer.vae), RUN, overlap=False
     )
-    assert plain.flops[0] == found.flops[0] > 0 and plain.flops[1] > found.flops[1] > 0
+    assert plain.flops[0] > found.flops[0] > 0 and plain.flops[1] > found.flops[1] > 0
 
 
 def test_the_arithmetic_of_a_convolution_is_counted():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import platform
 import resource
 import time
@@ -41,6 +42,8 @@ from livetalk.streaming.live import Live
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
 from livetalk.streaming.session import Session
+
+log = logging.getLogger(__name__)
 
 PUBLISHED: dict[str, Callable[[], nn.Module]] = {
     "dit": lambda: WanDiT(DiTConfig.wan_1_3b()),
@@ -89,9 +92,17 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
     paths: list[benchmark.Path] = []
     for name, performer in ways_of(run, usual):
         paths.append(measure(name, performer, run, overlap=name != "plain"))
+        path = paths[-1]
+        log.info(
+            "%s: %.1f FPS; %.1f ms a block to denoise, %.1f to decode; first after %.0f; ready after %.1f s; %.1f GB",
+            *(path.name, path.fps, 1e3 * np.median(path.denoise), 1e3 * np.median(path.decode)),
+            *(1e3 * path.first, path.ready, path.memory / 1e9),
+        )
         # What another way holds on the card is not this one's.
         del performer
         gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     if paths[0].flops[0]:
         # Graphs and kernels of our own are not counted; the arithmetic of a block is the same.
         paths[1:] = [path if path.flops[0] else replace(path, flops=paths[0].flops) for path in paths[1:]]

@@ -16,7 +16,8 @@ PRECISIONS = ("model", "bfloat16", "float16", "float32")
 class EngineConfig:
     """How blocks are made.
 
-    path: plain is the slow, obvious one and the others' test; fast is what is set here; auto is fast on a GPU.
+    path: plain is the slow, obvious one and the others' test; fast is what is set here; auto is fast but
+    for absolute positions.
     graphs, compile: CUDA graphs, torch.compile; auto is on on a GPU. attention: the kernel of the transformer's
     self-attention; auto is the fastest that is as exact as the precision, by measurement at the start; fa3-fp8 has an
     error of its own. linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large

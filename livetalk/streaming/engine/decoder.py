@@ -84,10 +84,9 @@ def _norm_of(device: torch.device):
 class Past:
     """The input of one causal convolution, [PAST + T, H, W, C]: the frames before, then those of this pass."""
 
-    def __init__(self, frames: int, height: int, width: int, conv: nn.Conv3d) -> None:
-        like = conv.weight
+    def __init__(self, frames: int, height: int, width: int, conv: nn.Conv3d, device: torch.device | str) -> None:
         shape = (PAST + frames, height, width, conv.in_channels)
-        self.memory = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.memory = torch.zeros(shape, dtype=conv.weight.dtype, device=device)
 
     @property
     def tail(self) -> Tensor:
@@ -146,18 +145,30 @@ class FusedDecoder:
         wide.bias.data.zero_()[: last.out_channels] = last.bias
         return wide.to(memory_format=torch.channels_last_3d).requires_grad_(False)
 
-    def pasts(self, frames: int, height: int, width: int) -> list[Past]:
-        """The places of a stream's convolutions in the order they run, for passes of at most `frames` latents."""
-        out = [Past(frames, height, width, self.net.conv1)]
+    def pasts(self, frames: int, height: int, width: int, device: torch.device | str | None = None) -> list[Past]:
+        """The places of a stream's convolutions in the order they run, for passes of at most `frames` latents; on the
+        decoder's device unless another is given."""
+        device = self.device if device is None else device
+        out = [Past(frames, height, width, self.net.conv1, device)]
         for layer in [*self.net.middle, *self.net.upsamples]:
             if isinstance(layer, ResidualBlock):
-                out += [Past(frames, height, width, layer.residual[name]) for name in ("2", "6")]
+                out += [Past(frames, height, width, layer.residual[name], device) for name in ("2", "6")]
             elif isinstance(layer, Up):
                 if layer.time_conv is not None:
-                    out.append(Past(frames, height, width, layer.time_conv))
+                    out.append(Past(frames, height, width, layer.time_conv, device))
                     frames *= 2
                 height, width = 2 * height, 2 * width
-        return [*out, Past(frames, height, width, self.leave)]
+        return [*out, Past(frames, height, width, self.leave, device)]
+
+    def plan(self, frames: int, height: int, width: int, snapshots: int) -> dict[str, int]:
+        """Bytes: the decoder, a stream's places, and so many snapshots of it."""
+        places = [past.memory for past in self.pasts(frames, height, width, "meta")]
+        tails = sum(memory[:PAST].nbytes for memory in places)
+        return {
+            "decoder": sum(value.nbytes for value in self.net.parameters()),
+            "decoder's places": sum(memory.nbytes for memory in places),
+            "decoder's snapshots": snapshots * tails,
+        }
 
     def run(self, latents: Tensor, pasts: list[Past], first: bool) -> Tensor:
         """Standardised latents [1, z, F, h, w] -> frames uint8 [T, H, W, 3]; first: they begin the stream. Moves on."""

@@ -57,6 +57,19 @@ class Denoiser:
             functions = {name: torch.compile(act, fullgraph=True, dynamic=False) for name, act in functions.items()}
         self._parts = SimpleNamespace(**functions)
 
+    def plan(self) -> dict[str, int]:
+        """Bytes: weights in fp8 beside the network's own, and a seat's window and text."""
+        sizes, cache, tokens = self.dit.config, self.cache, self.rows * self.columns
+        narrow = [layer for w in self._weights for layer in (w.qkv, w.ffn1, w.ffn2) if layer.scale is not None]
+        frame = sizes.layers * tokens * sizes.dim
+        own, keys = self.dtype.itemsize, self.key_dtype.itemsize
+        raw = cache.ring + cache.journal * cache.block
+        return {
+            "fp8 weights": sum(layer.weight.nbytes for layer in narrow),
+            "window": frame * (2 * keys * cache.window + own * raw + keys * cache.journal * cache.block),
+            "text": 2 * sizes.layers * sizes.text_len * sizes.dim * own,
+        }
+
     def conditions(self, audio: Tensor | None, reference: Tensor | None, first: int) -> tuple[dict, Tensor]:
         """What all passes over a block share: a vector a frame [F, D] by layer, and tokens of the reference [S, D]."""
         given = Conditions(audio, reference, audio, first=first)

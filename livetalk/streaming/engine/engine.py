@@ -35,7 +35,7 @@ def is_fast(config: EngineConfig, performer: Performer) -> bool:
     fits = performer.cache.positions == "relative"
     if config.path == "fast" and not fits:
         raise ValueError(f"engine.path=fast needs positions=relative, not {performer.cache.positions}")
-    return config.path == "fast" or (config.path == "auto" and fits and performer.device.type == "cuda")
+    return config.path == "fast" or (config.path == "auto" and fits)
 
 
 class Engine:
@@ -75,8 +75,17 @@ class Engine:
         began = time.perf_counter()
         with torch._dynamo.config.patch(recompile_limit=SHAPES), torch.inference_mode():
             seat = FastSeat(self)
-        log.info("a seat was made in %.1f s: %s", time.perf_counter() - began, self.told())
+        planned = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan().items())
+        log.info("a seat was made in %.1f s: %s; GB planned: %s", time.perf_counter() - began, self.told(), planned)
         return seat
+
+    def plan(self) -> dict[str, int]:
+        """Bytes that will be held on the device, by what for: shared parts, then those of a seat."""
+        one, weights = self.denoiser, list(self.denoiser.dit.parameters())
+        parts = {"transformer": sum(value.nbytes for value in weights), **one.plan()}
+        if self.decoder is not None:
+            parts |= self.decoder.plan(*self._latents, snapshots=one.cache.journal + 1)
+        return parts
 
     def told(self) -> str:
         """In words, for logs and reports."""

@@ -4,11 +4,11 @@ import gc
 
 import numpy as np
 import pytest
-import torch
 
 from livetalk.geometry import Geometry
 from livetalk.pipeline import EXAMPLE_IMAGE
 from livetalk.streaming.engine.config import EngineConfig
+from livetalk.streaming.engine.engine import FastSeat
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
 from livetalk.streaming.seat import PlainSeat
@@ -67,13 +67,17 @@ def test_a_seat_is_used_again_and_forgets(tiny_parts):
     assert np.array_equal(again.next_block(fill=True).frames, frames[0]) and np.array_equal(*frames)
 
 
+class Holder:
+    """Whoever has a seat."""
+
+
 def test_who_is_fast(tiny_parts):
-    """The plain path on a CPU unless asked otherwise, and where positions are absolute."""
-    if not torch.cuda.is_available():
-        assert isinstance(performer(tiny_parts, EngineConfig()).seat(object()), PlainSeat)
-    assert isinstance(performer(tiny_parts, EngineConfig(), "absolute").seat(object()), PlainSeat)
+    """All but those whose positions are absolute, unless asked otherwise."""
+    assert isinstance(performer(tiny_parts, EngineConfig()).seat(Holder()), FastSeat)
+    assert isinstance(performer(tiny_parts, EngineConfig(path="plain")).seat(Holder()), PlainSeat)
+    assert isinstance(performer(tiny_parts, EngineConfig(), "absolute").seat(Holder()), PlainSeat)
     with pytest.raises(ValueError, match="positions=relative"):
-        performer(tiny_parts, FAST, "absolute").seat(object())
+        performer(tiny_parts, FAST, "absolute").seat(Holder())
 
 
 @pytest.mark.parametrize("key", ["path", "graphs", "compile", "attention", "linears", "decoder", "decoder_precision"])
@@ -91,4 +95,4 @@ def test_an_unknown_setting_is_refused(key):
 )
 def test_what_is_not_there_is_refused(tiny_parts, engine, reason):
     with pytest.raises(ValueError, match=reason):
-        performer(tiny_parts, engine).seat(object())
+        performer(tiny_parts, engine).seat(Holder())
