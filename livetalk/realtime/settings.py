@@ -24,7 +24,8 @@ class RealtimeServer:
     push-to-talk button. dialect: "ga" says session.update as documented since 2025-08, which vLLM-Omni understands,
     "beta" as before; what comes back is understood in both. rate: samples a second of PCM16 in both directions.
     transcribe: the model that writes down what the user says, empty for none. retries: attempts to connect again
-    before giving up, with waits that double from backoff_s to at most 30 s.
+    before giving up, with waits that double from backoff_s to at most 30 s. answer_s: how long an answer may say
+    nothing before it is given up.
     """
 
     url: str = "ws://127.0.0.1:8000/v1/realtime"
@@ -35,6 +36,7 @@ class RealtimeServer:
     rate: int = 24_000
     transcribe: str = ""
     connect_s: float = 10.0
+    answer_s: float = 30.0
     retries: int = 6
     backoff_s: float = 0.5
 
@@ -45,6 +47,7 @@ class RealtimeServer:
         _one_of("server.dialect", self.dialect, DIALECTS)
         _between("server.rate", self.rate, 8000, 48_000)
         _between("server.connect_s", self.connect_s, 0.1, 120)
+        _between("server.answer_s", self.answer_s, 0.1, 600)
         _between("server.retries", self.retries, 0, 100)
         _between("server.backoff_s", self.backoff_s, 0.01, 30)
 
