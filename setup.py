@@ -11,13 +11,16 @@ EXTRAS = {
     # Making the synthetic world: speech with exact phoneme times. espeakng-loader is GPL-3, so it stays an extra.
     "data": ["espeakng-loader>=0.2.4", "matplotlib>=3.8"],
     # Serving a live conversation.
-    "realtime": ["fastapi>=0.115", "uvicorn>=0.30", "websockets>=13", "av>=14", "aiortc>=1.9"],
+    "realtime": [
+        *("fastapi>=0.115", "uvicorn>=0.30", "websockets>=13"),
+        *("av>=14", "aiortc>=1.14", "prometheus-client>=0.20"),
+    ],
     # Tracking long training runs.
     "train": ["wandb>=0.20"],
     # Faster attention on Hopper GPUs; everything works without it.
     "flash": ["fa3-fwd>=0.0.3; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # Tests and style. diffusers is there as an independent implementation to test against.
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "diffusers>=0.36"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.12", "diffusers>=0.36", "playwright>=1.50"],
 }
 
 
@@ -40,7 +43,7 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=["livetalk*", "OmniAvatar*"]),
-    package_data={"livetalk": ["assets/**/*"]},
+    package_data={"livetalk": ["assets/**/*", "realtime/server/page/*"]},
     install_requires=requirements(),
     extras_require=EXTRAS,
 )

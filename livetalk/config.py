@@ -25,6 +25,7 @@ from livetalk.models.kv_cache import POSITIONS
 from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
+from livetalk.realtime.server.settings import ServeRun
 from livetalk.streaming.bench import BenchRun
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
@@ -355,6 +356,7 @@ RUNS: dict[str, type] = {
     "evaluate": EvaluateRun,
     "ablate": AblateRun,
     "bench": BenchRun,
+    "serve": ServeRun,
     "make_world": WorldSamples,
 }
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}

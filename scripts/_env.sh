@@ -58,7 +58,7 @@ _install() {
     fi
   fi
   _say "installing livetalk and what its tests need (a minute or two)"
-  _pip -e "$ROOT[data,dev]"
+  _pip -e "$ROOT[data,realtime,dev]"
   _say "done in $((SECONDS - _began)) s"
 }
 
