@@ -35,7 +35,7 @@ class DetectorConfig:
 
     above_db: float = 5.0
     below_db: float = 3.0
-    onset_ms: int = 120
+    onset_ms: int = 80
     quiet_ms: int = 600
     least_db: float = -50.0
 
@@ -105,7 +105,8 @@ class VoiceDetector:
                 self._since = self._looked - HOP
             self._hummed += HOP_MS
         elif not loud:
-            self._hummed = max(0, self._hummed - HOP_MS)
+            # Short vowels with closures between them add up.
+            self._hummed = max(0, self._hummed - HOP_MS // 4)
         if self._hummed < self.config.onset_ms:
             return None
         self.speaking, self._hummed = True, 0
