@@ -164,7 +164,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Hello:
-    """The first: what this session is. synthetic: always true; notice says so in words. idle_s, most_letters: limits."""
+    """The first: what this session is. synthetic: always; notice says so in words. idle_s, most_letters: limits."""
 
     type: ClassVar[str] = "hello"
     session: str
