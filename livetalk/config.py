@@ -37,6 +37,7 @@ from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import Learning, TrainConfig
 
 MOST_GUIDANCE = 100.0
+DECODERS = ("auto", "vae", "small")
 METHODS = ("teacher", "student", "student_ode")
 SOURCES = ("teacher", "teacher_causal")
 END_SECONDS = 10  # of a long clip's start and end that are compared
@@ -301,9 +302,10 @@ class DmdRun:
 class EvaluateRun:
     """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, its generators side by side.
 
-    methods: some of METHODS, none for all that the family has; the teacher is measured at each of `scales`. voice2:
-    clips spoken by the world's second engine. timing: seconds for one clip, too. long_clips of long_seconds: what
-    long_methods drift. workers: processes that render.
+    methods: some of METHODS, none for all that the family has; the teacher is measured at each of `scales`. decoder: of
+    all methods, as at inference; the student is shown with the family's other one, too. voice2: clips spoken by the
+    world's second engine. timing: seconds for one clip, too. long_clips of long_seconds: what long_methods drift.
+    workers: processes that render.
     """
 
     run: str = "evaluate"
@@ -319,6 +321,7 @@ class EvaluateRun:
     scales: tuple[float, ...] = (2.0,)
     negative_prompt: str = ""
     prefix: int = 4
+    decoder: str = "auto"
     voice2: int = 0
     timing: bool = False
     long_seconds: int = 0
@@ -335,6 +338,8 @@ class EvaluateRun:
             for method in chosen:
                 if method not in METHODS:
                     raise ValueError(f"{name}: {method!r} is not known: use some of {', '.join(METHODS)}")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder {self.decoder!r} is not known: use {' or '.join(DECODERS)}")
         if not self.scales:
             raise ValueError("scales is empty: give at least one, for example scales=[2.0]")
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from livetalk.conditions import Conditions
-from livetalk.config import CausalSampling, InferenceRun, TeacherSampling, flat
+from livetalk.config import DECODERS, CausalSampling, EvaluateRun, InferenceRun, TeacherSampling, flat
 from livetalk.devices import device_of, precision_of
 from livetalk.geometry import Geometry
 from livetalk.models.audio import AudioConfig, AudioEncoder
@@ -141,7 +141,6 @@ PUBLISHED = {
 }
 GENERATORS = {"teacher": "teacher", "causal": "student"}
 """The part of a family that each sampler runs."""
-DECODERS = ("auto", "vae", "small")
 SMALL = "small_decoder"
 
 
@@ -194,11 +193,11 @@ def _family_parts(run: InferenceRun) -> list[Part]:
     ]
 
 
-def decodes_small(run: InferenceRun, folder: Path) -> bool:
+def decodes_small(run: InferenceRun | EvaluateRun, folder: Path) -> bool:
     """Whether a run of the family in `folder` decodes with its small decoder. Raises ValueError if that is wanted and
     missing."""
     if run.decoder == "auto":
-        return device_of(run.device).type == "cpu" and not missing_parts(folder, [SMALL])
+        return not missing_parts(folder, [SMALL])
     if run.decoder == "small":
         require_parts(folder, [SMALL])
     return run.decoder == "small"

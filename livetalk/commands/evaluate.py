@@ -32,7 +32,7 @@ from livetalk.evaluation.evaluate import EvaluationConfig, drift_rows, evaluate,
 from livetalk.evaluation.judges import Judges, JudgesConfig, load_judges
 from livetalk.evaluation.metrics import plain
 from livetalk.evaluation.report import Report, main_table, verdict_table, write_report
-from livetalk.families import SMALL, CausalSampler, TeacherSampler
+from livetalk.families import SMALL, CausalSampler, TeacherSampler, decodes_small
 from livetalk.geometry import FPS, frames_of_latents, latents_of_frames
 from livetalk.media import pixels_of, to_unit
 from livetalk.models.dit import DiTConfig, WanDiT
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 PARTS = ("vae", "audio", "text")
 STUDENTS = {"student": "student", "student_ode": "ODE student"}
 """Parts of a family that are causal students, and the names of their columns."""
-SMALL_NAME, STUDENT_SMALL = "small decoder", "student, small decoder"
+VAE_NAME, SMALL_NAME = "VAE", "small decoder"
 DRIFT_TRACKS = ("mouth_open", "speech")  # what drift_rows reads
 TIMED_SECONDS = 5
 SLOW_SECONDS = 10  # what takes longer is timed once
@@ -57,6 +57,7 @@ family=FOLDER      the family to measure, by its own frozen judges
 split=NAME         dev, test or test-voice2; settings are chosen on dev, figures reported on test
 methods=[teacher,student]  columns: teacher, student, student_ode; without it all that the family has
 scales=[2.0]       guidance on text and sound, one column of the teacher each; the best by Frechet distance is compared
+decoder=vae|small  of all columns; auto: as at inference
 clips=N steps=N    how many clips, and the teacher's sampling steps for each
 voice2=N           N clips more, spoken by the second engine, in a table of their own; left out if it is not installed
 timing=true        seconds to denoise and decode one clip of 5 s, on the device of the run
@@ -74,11 +75,10 @@ class Family:
         self.run, self.device = run, device
         self.dtype = precision_of("auto", device)
         self.vae = load_part(run.family, "vae", device, self.dtype)
-        self.decoders: dict[str, nn.Module] = {"VAE": self.vae}
+        self.decoders: dict[str, nn.Module] = {VAE_NAME: self.vae}
         if not missing_parts(run.family, [SMALL]):
             self.decoders[SMALL_NAME] = TrueColours(load_part(run.family, SMALL, device, self.dtype), self.vae)
-        # What inference decodes with on this device.
-        self.usual = self.decoders.get(SMALL_NAME, self.vae) if device.type == "cpu" else self.vae
+        self.usual = SMALL_NAME if decodes_small(run, Path(run.family)) else VAE_NAME
         self.audio, self.text = (load_part(run.family, name, device) for name in PARTS[1:])
         self._conditions: dict[tuple[tuple[EvaluationClip, ...], int], Conditions] = {}
         self.teachers, self.students = {}, {}
@@ -134,11 +134,17 @@ class Family:
             left -= piece.shape[2]
 
     def columns(self, methods: dict[str, Method]) -> dict[str, Callable[[Sequence[EvaluationClip]], Tensor]]:
-        """Samplers of the methods; the student's once more with the small decoder, where there is one."""
-        columns = {name: self.sampler(method, self.vae) for name, method in methods.items()}
-        if "student" in methods and SMALL_NAME in self.decoders:
-            columns[STUDENT_SMALL] = self.sampler(methods["student"], self.decoders[SMALL_NAME])
+        """Samplers of the methods; the student's once more with the decoder that is not the usual one."""
+        columns = {name: self.sampler(method, self.decoders[self.usual]) for name, method in methods.items()}
+        if "student" in methods:
+            columns |= {
+                f"student, {name}": self.sampler(methods["student"], self.decoders[name]) for name in self.others()
+            }
         return columns
+
+    def others(self) -> list[str]:
+        """The decoders that are not the usual one."""
+        return [name for name in self.decoders if name != self.usual]
 
     def sampler(self, method: Method, decoder: nn.Module) -> Callable[[Sequence[EvaluationClip]], Tensor]:
         def sample(clips: Sequence[EvaluationClip]) -> Tensor:
@@ -151,16 +157,17 @@ class Family:
     def ends(self, method: Method, clips: Sequence[EvaluationClip], frames: int, kept: int) -> Tensor:
         """The first and the last `kept` of `frames` frames, uint8 [B, 2 * kept, H, W, 3]: nothing else is stored.
         Decoded as is usual on the device."""
-        state, parts, seen = self.usual.decoder_state(), [], 0
+        decoder, parts, seen = self.decoders[self.usual], [], 0
+        state = decoder.decoder_state()
         pieces = (piece.split(self.run.geometry.block, dim=2) for piece in self.latents(method, clips, frames))
         for block in chain.from_iterable(pieces):
-            video = pixels_of(self.usual.decode_step(block.to(self.dtype), state))[:, : frames - seen]
+            video = pixels_of(decoder.decode_step(block.to(self.dtype), state))[:, : frames - seen]
             parts += [video[:, : max(0, kept - seen)], video[:, max(0, frames - kept - seen) :]]
             seen += video.shape[1]
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
-    def reconstruct(self, frames: Tensor, decoder: str = "VAE") -> Tensor:
+    def reconstruct(self, frames: Tensor, decoder: str = VAE_NAME) -> Tensor:
         """uint8 [B, T, H, W, 3] through the VAE's encoder and back through a decoder."""
         return self.decode(self.vae.encode(self._video(frames.to(self.device))), self.decoders[decoder])
 
@@ -257,19 +264,23 @@ class Bench:
         """Every method on the same clips, the students compared with the best teacher, which is named; or with
         `teacher`, which then is the only one measured."""
         family = self.family
-        samplers = {"VAE": lambda some: family.reconstruct(_frames(some))} if reconstruct else {}
+        again = {name: partial(self.again, name) for name in family.decoders} if reconstruct else {}
         teachers = {name: method for name, method in family.teachers.items() if teacher in (None, name)}
-        samplers |= family.columns({**teachers, **family.students})
+        samplers = again | family.columns({**teachers, **family.students})
         report = evaluate(samplers, clips, self.judges, self.config, measure, lambda clip: clip.attributes, title)
         baseline = verdicts.best_by_frechet(report, list(teachers)) if teachers else None
         for name in self.compared(report) if baseline else ():
             verdicts.comparison_rows(report, name, baseline, self.config.bootstraps)
         return report, baseline
 
+    def again(self, decoder: str, clips: Sequence[EvaluationClip]) -> Tensor:
+        """The clips' own frames, encoded and decoded."""
+        return self.family.reconstruct(_frames(clips), decoder)
+
     def compared(self, report: Report) -> list[str]:
         """The columns of a report that are held against the teacher's."""
-        there = {row.method for row in report.rows}
-        return [name for name in (*self.family.students, STUDENT_SMALL) if name in there]
+        there, others = {row.method for row in report.rows}, (f"student, {name}" for name in self.family.others())
+        return [name for name in (*self.family.students, *others) if name in there]
 
     def timing_rows(self, report: Report, clip: EvaluationClip, baseline: str | None) -> None:
         """Seconds for a clip of TIMED_SECONDS by the best teacher and every student, batch 1, and for its decoding."""
@@ -355,8 +366,7 @@ class Bench:
         groups = [clips[start : start + run.batch] for start in range(0, len(clips), run.batch)]
         sizes = run.long_seconds * FPS, END_SECONDS * FPS
         videos = torch.cat([self.family.ends(method, group, *sizes) for group in groups])
-        decoder = next(name for name, one in self.family.decoders.items() if one is self.family.usual)
-        note = f"{len(clips)} clips of {run.long_seconds} s, decoder: {decoder}"
+        note = f"{len(clips)} clips of {run.long_seconds} s, decoder: {self.family.usual}"
         drift_rows(report, name, videos, ends, self.judges, END_SECONDS, lag, note)
         log.info("%s: %s done", name, note)
 

@@ -32,7 +32,7 @@ from livetalk.geometry import SAMPLES_PER_FRAME, SPACE_STRIDE
 from livetalk.media import to_unit
 from livetalk.models import small_decoder
 from livetalk.models.audio import AudioEncoder, AudioHeads
-from livetalk.models.small_decoder import SmallDecoder
+from livetalk.models.small_decoder import LatentDecoder, SmallDecoder, TrueColours
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.models.weights import load_into, tensors_of
 from livetalk.parts import Card, export_part, load_part, missing_parts
@@ -227,20 +227,27 @@ def train_small_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path,
         load_into(decoder, tensors_of(run.small_decoder_start))
     latents = small_decoder_training.encode(vae, train.frames, dtype)
     objective = SmallDecoderObjective(decoder.to(device), latents, train.frames, run.small_decoder_training)
+    probe = deepcopy(decoder).requires_grad_(False)
     if run.small_decoder_train.compile:
         decoder.compile(dynamic=False)
     trainer = Trainer(objective, run.small_decoder_train, folder, device)
-    trainer.fit()
-    decoder.load_state_dict(weights_of(trainer, "decoder"))
-    found = reconstruction(vae, held_out.frames, decoder)
-    found |= {f"the VAE's own decoder: {name}": value for name, value in reconstruction(vae, held_out.frames).items()}
-    export(run, "small_decoder", run.small_decoder, decoder, trainer, found)
+    beside = {f"the VAE's own decoder: {name}": value for name, value in reconstruction(vae, held_out.frames).items()}
+
+    def leave(step: int) -> dict[str, float]:
+        probe.load_state_dict(weights_of(trainer, "decoder"))
+        found = reconstruction(vae, held_out.frames, TrueColours(probe, vae))
+        export(run, "small_decoder", run.small_decoder, probe, trainer, found | beside)
+        return found
+
+    trainer.fit(leave)
+    if distributed.rank() == 0 and missing_parts(run.family, ["small_decoder"]):
+        leave(trainer.step)  # a run that had ended before, whose family is gone
 
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # another shape than in training, once
 def reconstruction(
-    vae: WanVAE, frames: Tensor, decoder: SmallDecoder | None = None, chunk: int = 4
+    vae: WanVAE, frames: Tensor, decoder: LatentDecoder | None = None, chunk: int = 4
 ) -> dict[str, float]:
     """PSNR in dB over held-out clips, mean over clips; decoded by the VAE itself unless a decoder is given."""
     values = []

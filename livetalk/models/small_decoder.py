@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from livetalk.geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE
+from livetalk.geometry import LATENT_CHANNELS, SPACE_STRIDE, TIME_STRIDE, frames_of_latents
 from livetalk.models.vae import DecoderState, WanVAE
 from livetalk.models.vae_layers import Past
 
@@ -29,15 +29,16 @@ SHUFFLE = 2
 @dataclass(frozen=True)
 class SmallDecoderConfig:
     """dim: width at the latents' resolution, where `mixes` layers mix time; widths: of the frames, from the latents'
-    resolution upwards, each twice the size of the one before."""
+    resolution upwards, each twice the size of the one before, with `depth` residual layers."""
 
     z_dim: int = LATENT_CHANNELS
-    dim: int = 96
+    dim: int = 88
     mixes: int = 3
     widths: tuple[int, ...] = (64, 48, 32)
+    depth: int = 2
 
     def __post_init__(self) -> None:
-        if min(self.z_dim, self.dim, self.mixes, *self.widths) < 1:
+        if min(self.z_dim, self.dim, self.mixes, self.depth, *self.widths) < 1:
             raise ValueError(f"{self}: every size is at least 1")
         if len(self.widths) != 3:
             raise ValueError(f"widths {self.widths}: three, for 8 times the size with the last enlargement")
@@ -114,9 +115,14 @@ class SmallDecoder(LatentDecoder):
         self.enter = nn.Conv2d(2 * config.z_dim, config.dim, 3, padding=1)
         self.mixes = nn.ModuleList(Mix(config.dim) for _ in range(config.mixes))
         self.split = nn.Conv2d(config.dim, TIME_STRIDE * widths[0], 1)
-        self.stages = nn.ModuleList(Residual(width) for width in widths)
+        self.stages = nn.ModuleList(nn.Sequential(*(Residual(width) for _ in range(config.depth))) for width in widths)
         self.enlarge = nn.ModuleList(Enlarge(*pair) for pair in pairwise(widths))
         self.leave = nn.Conv2d(widths[-1], 3 * SHUFFLE**2, 3, padding=1)
+
+    @property
+    def reach(self) -> int:
+        """How many latents before its own a frame depends on."""
+        return 1 + self.config.mixes
 
     def video(self, latents: Tensor, past: Past) -> Tensor:
         x = per_frame(self.enter, with_previous(latents, past))
@@ -136,9 +142,10 @@ class SmallDecoder(LatentDecoder):
 class TrueColours(LatentDecoder):
     """A small decoder with the colours of a large one.
 
-    A decoder that sees a few latents at a time gets the tints of a still background wrong, always by the same. `vae`
-    decodes the first latent, which is one frame, too, and what its frame has more of in each square of a latent is
-    added to every frame of the stream.
+    A decoder that sees a few latents at a time gets the tints of a still background wrong, always by the same once it
+    no longer sees the start of the stream, and by something else before. Which by what, a still picture tells: the
+    first latent, which is one frame, decoded by `vae`, and that frame for as long as the start is seen, encoded and
+    decoded small. What the frame has more of in each square of a latent is added to the frames of the stream.
     """
 
     def __init__(self, small: SmallDecoder, vae: WanVAE) -> None:
@@ -147,13 +154,24 @@ class TrueColours(LatentDecoder):
 
     def video(self, latents: Tensor, past: Past) -> Tensor:
         video = self.small.video(latents, past)
-        return video + past.keep(lambda: self._missing(latents[:, :, :1], video[:, :, :1]))
+        frames = video.shape[2]
 
-    def _missing(self, latent: Tensor, frame: Tensor) -> Tensor:
-        """[B, 3, 1, H, W], smooth."""
-        difference = (self.vae.decode(latent) - frame)[:, :, 0]
-        means = F.avg_pool2d(difference, SPACE_STRIDE)
-        return F.interpolate(means, size=difference.shape[-2:], mode="bilinear", align_corners=False)[:, :, None]
+        def rest(missing: Tensor) -> Tensor:
+            return missing[:, :, min(frames, missing.shape[2] - 1) :].clone()
+
+        missing = past.keep(lambda: self._missing(latents[:, :, :1]), rest)[:, :, :frames]
+        last = missing[:, :, -1:].expand(-1, -1, frames - missing.shape[2], -1, -1)
+        return video + torch.cat([missing, last], dim=2)
+
+    def _missing(self, latent: Tensor) -> Tensor:
+        """[B, 3, T, H, W], smooth, for the first T frames of a stream; the last of them for all later ones."""
+        frame = self.vae.decode(latent)
+        still = frame.clamp(-1, 1).expand(-1, -1, frames_of_latents(self.small.reach + 1), -1, -1)
+        difference = frame - self.small.decode(self.vae.encode(still).to(latent))
+        shape = difference.shape
+        squares = F.avg_pool2d(rearrange(difference, "b c t h w -> (b t) c h w"), SPACE_STRIDE)
+        smooth = F.interpolate(squares, size=shape[-2:], mode="bilinear", align_corners=False)
+        return rearrange(smooth, "(b t) c h w -> b c t h w", b=shape[0])
 
 
 def with_previous(x: Tensor, past: Past) -> Tensor:

@@ -53,10 +53,10 @@ class Past:
         self._new.append(x[:, :, -frames:].clone() if self.record else None)
         return x
 
-    def keep(self, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` gave in the first pass, for all passes."""
+    def keep(self, make: Callable[[], Tensor], rest: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives in the first pass, and in every other what `rest` left of the value of the one before."""
         value = make() if self.first else self._earlier[len(self._new)]
-        self._new.append(value)
+        self._new.append(rest(value) if self.record else None)
         return value
 
     def skip(self) -> None:

@@ -98,13 +98,14 @@ def test_a_student_alone_needs_no_teacher(run, tmp_path):
     assert {row["measure"] for row in stored["verdicts"]} >= {"A/V correlation", "A/V lag (frames)"}
 
 
-def test_a_small_decoder_stands_beside_the_vae(run, family, tmp_path):
+@pytest.mark.parametrize(("decoder", "other"), [("auto", "VAE"), ("vae", "small decoder")])
+def test_the_decoder_that_is_not_the_usual_one_stands_beside_it(run, family, tmp_path, decoder, other):
     """In the reconstruction, as one more column of the student, and with the time that it takes."""
     own = shutil.copytree(family, tmp_path / "family")
     sizes = SmallDecoderConfig(dim=8, mixes=1, widths=(8, 4, 4))
     export_part(own, "small_decoder", sizes, SmallDecoder(sizes).state_dict(), Card(0, 0))
     told = replace(run, family=str(own), methods=("student",), clips=2, timing=True, output=str(tmp_path / "made"))
-    evaluate_family(told)
+    evaluate_family(replace(told, decoder=decoder))
     found = {}
     for table in ("reconstruction", "generation"):
         stored = json.loads((tmp_path / "made" / table / "report.json").read_text())
@@ -114,7 +115,7 @@ def test_a_small_decoder_stands_beside_the_vae(run, family, tmp_path):
         "truth",
         "VAE",
         "student",
-        "student, small decoder",
+        f"student, {other}",
         "small decoder",
     }
     notes = [found["generation"][name, "decoding of 5 s (s)"]["note"] for name in ("VAE", "small decoder")]
