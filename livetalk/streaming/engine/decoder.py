@@ -82,26 +82,42 @@ def _norm_of(device: torch.device):
 
 
 class Past:
-    """The input of one causal convolution, [PAST + T, H, W, C]: the frames before, then those of this pass."""
+    """The input of one causal convolution: the frames before, which it keeps, then those of this pass, in memory
+    [PAST + T, H, W, C] that convolutions of one size share, since they run one after the other."""
 
-    def __init__(self, frames: int, height: int, width: int, conv: nn.Conv3d, device: torch.device | str) -> None:
-        shape = (PAST + frames, height, width, conv.in_channels)
-        self.memory = torch.zeros(shape, dtype=conv.weight.dtype, device=device)
-
-    @property
-    def tail(self) -> Tensor:
-        return self.memory[:PAST]
+    def __init__(self, memory: Tensor) -> None:
+        self._memory = memory
+        self.tail = torch.zeros_like(memory[:PAST])
 
     def now(self, frames: int) -> Tensor:
-        return self.memory[PAST : PAST + frames]
+        """Where the frames of this pass go, right before `joined`."""
+        return self._memory[PAST : PAST + frames]
 
-    def all(self, frames: int) -> Tensor:
-        return self.memory[: PAST + frames]
+    def joined(self, frames: int) -> Tensor:
+        """All that the convolution reads; keeps what the next pass needs of it."""
+        self._memory[:PAST].copy_(self.tail)
+        self.tail.copy_(self._memory[frames : frames + PAST])
+        return self._memory[: PAST + frames]
 
-    def move_on(self, frames: int) -> None:
-        """After a pass over `frames` frames."""
-        last = self.memory[frames : frames + PAST]
-        self.tail.copy_(last if frames >= PAST else last.clone())
+
+class Places:
+    """The places of a stream's convolutions, in the order they are asked for."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        self._new = {"dtype": dtype, "device": device}
+        self._shared: dict[tuple[int, ...], Tensor] = {}
+        self.pasts: list[Past] = []
+
+    def add(self, frames: int, height: int, width: int, conv: nn.Conv3d) -> None:
+        """For a convolution of at most so many frames."""
+        shape = (PAST + frames, height, width, conv.in_channels)
+        if shape not in self._shared:
+            self._shared[shape] = torch.zeros(shape, **self._new)
+        self.pasts.append(Past(self._shared[shape]))
+
+    def nbytes(self) -> tuple[int, int]:
+        """Of what is shared, and of what is kept from pass to pass."""
+        return sum(value.nbytes for value in self._shared.values()), sum(past.tail.nbytes for past in self.pasts)
 
 
 def conv(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
@@ -145,29 +161,29 @@ class FusedDecoder:
         wide.bias.data.zero_()[: last.out_channels] = last.bias
         return wide.to(memory_format=torch.channels_last_3d).requires_grad_(False)
 
-    def pasts(self, frames: int, height: int, width: int, device: torch.device | str | None = None) -> list[Past]:
-        """The places of a stream's convolutions in the order they run, for passes of at most `frames` latents; on the
-        decoder's device unless another is given."""
-        device = self.device if device is None else device
-        out = [Past(frames, height, width, self.net.conv1, device)]
+    def places(self, frames: int, height: int, width: int, device: torch.device | str | None = None) -> Places:
+        """Of a stream, for passes of at most `frames` latents; on the decoder's device unless another is given."""
+        out = Places(self.dtype, self.device if device is None else device)
+        out.add(frames, height, width, self.net.conv1)
         for layer in [*self.net.middle, *self.net.upsamples]:
             if isinstance(layer, ResidualBlock):
-                out += [Past(frames, height, width, layer.residual[name], device) for name in ("2", "6")]
+                for name in ("2", "6"):
+                    out.add(frames, height, width, layer.residual[name])
             elif isinstance(layer, Up):
                 if layer.time_conv is not None:
-                    out.append(Past(frames, height, width, layer.time_conv, device))
+                    out.add(frames, height, width, layer.time_conv)
                     frames *= 2
                 height, width = 2 * height, 2 * width
-        return [*out, Past(frames, height, width, self.leave, device)]
+        out.add(frames, height, width, self.leave)
+        return out
 
     def plan(self, frames: int, height: int, width: int, snapshots: int) -> dict[str, int]:
         """Bytes: the decoder, a stream's places, and so many snapshots of it."""
-        places = [past.memory for past in self.pasts(frames, height, width, "meta")]
-        tails = sum(memory[:PAST].nbytes for memory in places)
+        shared, kept = self.places(frames, height, width, "meta").nbytes()
         return {
             "decoder": sum(value.nbytes for value in self.net.parameters()),
-            "decoder's places": sum(memory.nbytes for memory in places),
-            "decoder's snapshots": snapshots * tails,
+            "decoder's places": shared + kept,
+            "decoder's snapshots": snapshots * kept,
         }
 
     def run(self, latents: Tensor, pasts: list[Past], first: bool) -> Tensor:
@@ -192,9 +208,7 @@ class FusedDecoder:
         return self._convolved(layer, past, len(x))
 
     def _convolved(self, layer: CausalConv3d, past: Past, frames: int) -> Tensor:
-        out = conv(layer, past.all(frames))
-        past.move_on(frames)
-        return out
+        return conv(layer, past.joined(frames))
 
     def _residual(self, layer: ResidualBlock, x: Sum, waiting) -> Sum:
         frames, parts = len(x.x), layer.residual
@@ -236,7 +250,7 @@ class DecodedStream:
     def __init__(self, shared: FusedDecoder, frames: int, height: int, width: int, graphs: bool) -> None:
         """For latents [1, z, frames, height, width]."""
         self.shared, self.begun = shared, False
-        self._pasts = shared.pasts(frames, height, width)
+        self._pasts = shared.places(frames, height, width).pasts
         latents = torch.randn(1, len(shared.std.flatten()), frames, height, width, device=shared.device)
         example = latents.to(shared.std.dtype)
         stream = torch.cuda.Stream(shared.device) if graphs else None
