@@ -88,7 +88,7 @@ def write(
     if not 0 <= part[0] < part[1] or min(count, shard) < 1:
         raise ValueError(f"part {part[0]} of {part[1]}, {count} clips in shards of {shard}: parts count from 0")
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder / INDEX, {"count": count, "shard": shard, **source})
+    claim(folder / INDEX, {"count": count, "shard": shard, **source})
     started, done = time.monotonic(), 0
     for start in range(part[0] * shard, count, part[1] * shard):
         path = shard_path(folder, start // shard)
@@ -100,15 +100,15 @@ def write(
         tensors, prompts = make(start, stop)
         assert {len(prompts), *map(len, tensors.values())} == {stop - start}
         tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
-        _replace(path, lambda to, t=tensors, p=prompts: save_file(t, to, {"prompts": json.dumps(p)}))
+        write_whole(path, lambda to, t=tensors, p=prompts: save_file(t, to, {"prompts": json.dumps(p)}))
         done += stop - start
         rate = done / (time.monotonic() - started)
         left = (count - stop) / part[1] / rate
         log.info("%d/%d clips, %.1f clips/s, %.1f min left", stop, count, rate, left / 60)
 
 
-def _claim(index: Path, description: dict) -> None:
-    """Writes the index, or raises ValueError naming what differs from the one that is there."""
+def claim(index: Path, description: dict) -> None:
+    """Writes the index of a folder, or raises ValueError naming what differs from the one that is there."""
     description = json.loads(json.dumps(description))
     if index.exists():
         there = json.loads(index.read_text())
@@ -119,10 +119,11 @@ def _claim(index: Path, description: dict) -> None:
                 "another folder"
             )
     else:
-        _replace(index, lambda path: path.write_text(json.dumps(description, indent=1)))
+        write_whole(index, lambda path: path.write_text(json.dumps(description, indent=1)))
 
 
-def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Has `write_to` write a file beside `path`, which then takes its name: it is there whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     write_to(partial)
     os.replace(partial, path)
