@@ -224,9 +224,10 @@ def parts(performer: Performer, run: BenchRun) -> tuple[list[float], list[float]
     """Seconds of every block's denoising and decoding, one after the other, and their arithmetic, (0, 0) if unknown."""
     device, blocks = performer.device, run.warmup + run.blocks
     session, denoise, decode, made = fed(performer, blocks), [], [], []
-    for _ in range(blocks):
-        denoise.append(timed(lambda: made.append(session.denoise_next()), device))
-        decode.append(timed(lambda: session.decode_next(made.pop()), device))
+    with session.apart():
+        for _ in range(blocks):
+            denoise.append(timed(lambda: made.append(session.denoise_next()), device))
+            decode.append(timed(lambda: session.decode_next(made.pop()), device))
     unknown = is_fast(performer.config.engine, performer) and device.type == "cuda"
     return denoise, decode, (0, 0) if unknown else counted(session)
 

@@ -5,7 +5,7 @@ Blocks are denoised in order and decoded in order; the two may go on beside each
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from livetalk.streaming.performer import Performer
 
 
+Fetch = Callable[[], np.ndarray]
+
+
 class Seat(Protocol):
-    """A stream's place. lanes: where denoising and decoding are queued, on a GPU."""
+    """A stream's place. lanes: where denoising and decoding are queued, on a GPU. joint: a block is decoded as soon as
+    it is denoised, in the same lane, and fetched by whoever decodes."""
 
     lanes: tuple[torch.cuda.Stream | None, torch.cuda.Stream | None]
+    joint: bool
 
     def reset(self) -> None:
         """Before the first block."""
@@ -34,8 +39,11 @@ class Seat(Protocol):
     def keep(self, latents: Tensor) -> None:
         """What is left to do so that later blocks see the block, once its latents are on their way."""
 
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Frames uint8 [n, H, W, 3] of the next latents, on the host."""
+    def prompt(self, text: Tensor) -> None:
+        """Makes ready for text features [1, L, text_dim] that blocks will soon have."""
+
+    def decode(self, latents: Tensor) -> Fetch:
+        """Begins to decode the next latents; what it returns waits for their frames uint8 [n, H, W, 3] on the host."""
 
     def rewind(self, blocks: int) -> None:
         """Undoes the denoising of the latest blocks."""
@@ -55,18 +63,26 @@ def lanes(device: torch.device) -> tuple[torch.cuda.Stream | None, torch.cuda.St
     return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=-1)
 
 
-def to_host(frames: Tensor) -> np.ndarray:
-    """The same in pinned memory, which PyTorch hands out again once nobody holds it; waits for this copy alone."""
+def fetching(frames: Tensor) -> Fetch:
+    """Begins to copy them into pinned memory, which PyTorch hands out again once nobody holds it. What it returns waits
+    for this copy alone."""
     if frames.device.type == "cpu":
-        return frames.numpy()
+        return frames.numpy
     pinned = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
     pinned.copy_(frames, non_blocking=True)
-    torch.cuda.current_stream(frames.device).record_event().synchronize()
-    return pinned.numpy()
+    done = torch.cuda.current_stream(frames.device).record_event()
+
+    def fetch() -> np.ndarray:
+        done.synchronize()
+        return pinned.numpy()
+
+    return fetch
 
 
 class PlainSeat:
     """The networks' own forwards, one kernel after the other."""
+
+    joint = False
 
     def __init__(self, performer: Performer) -> None:
         self.performer = performer
@@ -92,8 +108,12 @@ class PlainSeat:
     def keep(self, latents: Tensor) -> None:
         """Nothing: the last pass was made with the others."""
 
-    def decode(self, latents: Tensor) -> np.ndarray:
-        return to_pixels(self.performer.decoder.decode_step(latents, self._decoder))
+    def prompt(self, text: Tensor) -> None:
+        """Nothing: every block does all of it."""
+
+    def decode(self, latents: Tensor) -> Fetch:
+        frames = to_pixels(self.performer.decoder.decode_step(latents, self._decoder))
+        return lambda: frames
 
     def rewind(self, blocks: int) -> None:
         self._cache.rewind(blocks)

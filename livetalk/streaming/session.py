@@ -131,6 +131,7 @@ class Session:
         self._resampler = Resampler()
         text = performer.encode_prompt(prompt)
         self._take = Take(performer, performer.encode_picture(image), self.seed)
+        self._take.prompt(text)
         self._begin(0, text)
 
     def _begin(self, base: int, text: Tensor) -> None:
@@ -208,6 +209,12 @@ class Session:
         sound that is missing. None also where another thread took the block back while it was made."""
         rendering = self.denoise_next(fill)
         return None if rendering is None else self.decode_next(rendering)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """While it lasts, denoising does not decode, too, as some seats do: so that each can be timed."""
+        with self._take.apart():
+            yield
 
     def __iter__(self) -> Iterator[Block]:
         """Blocks until none is due."""

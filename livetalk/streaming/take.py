@@ -7,7 +7,8 @@ with the picture itself, frame 0.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from livetalk.conditions import Conditions, group_audio
 from livetalk.rollout import gaussian
 from livetalk.streaming.performer import Performer
+from livetalk.streaming.seat import Fetch
 
 
 @dataclass
@@ -35,7 +37,8 @@ class Ticket:
 class Rendering:
     """A block of a take, latents [1, 16, block, h, w], and what it takes to undo it.
 
-    noise: the generator's state before it. decoder: the decoder's before it, once `decoded`.
+    noise: the generator's state before it. decoder: the decoder's before it, once `decoded`. fetch: waits for its
+    frames, until that was done.
     """
 
     index: int
@@ -45,6 +48,7 @@ class Rendering:
     done: torch.cuda.Event | None
     decoded: bool = False
     decoder: Any = None
+    fetch: Fetch | None = None
     ticket: Ticket = field(default_factory=Ticket)
 
 
@@ -56,6 +60,7 @@ class Take:
         with torch.inference_mode():
             self._seat = performer.seat(self)
         self._denoising, self._decoding = self._seat.lanes
+        self._joint = self._seat.joint
         self._generator = torch.Generator("cpu")
         self.restart(reference, seed)
 
@@ -71,6 +76,15 @@ class Take:
         self._generator.manual_seed(seed)
         self.blocks = 0
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """While it lasts, `denoise` leaves decoding to `decode`."""
+        joint, self._joint = self._joint, False
+        try:
+            yield
+        finally:
+            self._joint = joint
+
     def lane(self) -> AbstractContextManager:
         """Where the denoiser's work is queued, on a GPU."""
         return nullcontext() if self._denoising is None else torch.cuda.stream(self._denoising)
@@ -81,29 +95,45 @@ class Take:
             self._denoising.wait_stream(torch.cuda.current_stream(self.performer.device))
 
     @torch.inference_mode()
+    def prompt(self, text: Tensor) -> None:
+        """Makes ready for text features before the first block has them; only while nothing is rendered."""
+        with self.lane():
+            self._seat.prompt(text)
+
+    @torch.inference_mode()
     def denoise(self, sound: np.ndarray, text: Tensor) -> Rendering:
         """Makes the next block from the sound of its hearing's span and text features [1, L, text_dim]."""
-        performer, index = self.performer, self.blocks
+        performer, index, seat = self.performer, self.blocks, self._seat
         frames = performer.geometry.block_frames(index)
         before = self._generator.get_state()
         with self.lane():
             conditions = self._conditions(sound, text, frames)
-            latents = self._seat.denoise(conditions, self._noise())
+            latents = seat.denoise(conditions, self._noise())
             done = None if self._denoising is None else self._denoising.record_event()
-            self._seat.keep(latents)
+            rendering = Rendering(index, frames, latents, before, done)
+            if self._joint:
+                self._begin(rendering)
+            seat.keep(latents)
         self.blocks += 1
-        return Rendering(index, frames, latents, before, done)
+        return rendering
 
     @torch.inference_mode()
     def decode(self, rendering: Rendering) -> np.ndarray:
         """Frames uint8 [n, H, W, 3] of a block, the next after the one decoded before."""
+        if rendering.fetch is None:
+            with nullcontext() if self._decoding is None else torch.cuda.stream(self._decoding):
+                if self._decoding is not None:
+                    self._decoding.wait_event(rendering.done)
+                self._begin(rendering)
+        # Until the frames are there `rendering` keeps the latents alive.
+        fetch, rendering.fetch = rendering.fetch, None
+        return fetch()
+
+    def _begin(self, rendering: Rendering) -> None:
+        """Queues the decoding of a block in the current lane."""
         assert not rendering.decoded
-        with nullcontext() if self._decoding is None else torch.cuda.stream(self._decoding):
-            rendering.decoder, rendering.decoded = self._seat.snapshot(), True
-            if self._decoding is not None:
-                self._decoding.wait_event(rendering.done)
-            # The copy to the host waits for this stream alone; until then `rendering` keeps the latents alive.
-            return self._seat.decode(rendering.latents)
+        rendering.decoder, rendering.decoded = self._seat.snapshot(), True
+        rendering.fetch = self._seat.decode(rendering.latents)
 
     @torch.inference_mode()
     def rewind(self, undone: list[Rendering]) -> None:

@@ -142,8 +142,8 @@ def test_a_block_in_the_making_is_dropped(make, monkeypatch, place):
     """Interrupted from another thread: stale at once, gone when the one step under way is done, then as ever."""
     performer, plain = make(DEEP), make(DEEP).session(FACE, "nods")
     entered, leave, stale = Event(), Event(), Event()
-    owner, name = (performer, "denoise") if place == "denoise" else (performer.decoder, "decode_step")
-    original = getattr(owner, name)
+    session = performer.session(FACE, "nods")
+    original = getattr(session._take, place)
 
     def slow(*args):
         if not entered.is_set():
@@ -151,11 +151,10 @@ def test_a_block_in_the_making_is_dropped(make, monkeypatch, place):
             assert leave.wait(20)
         return original(*args)
 
-    session = performer.session(FACE, "nods")
     for each in (session, plain):
         each.push_audio(FIRST)
         take(each, 2)
-    monkeypatch.setattr(owner, name, slow)
+    monkeypatch.setattr(session._take, place, slow)
     session.listeners.append(lambda frame: stale.set())
     made, dropped = [], []
     maker = Thread(target=lambda: made.append(session.next_block()))

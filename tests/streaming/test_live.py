@@ -216,14 +216,13 @@ def test_finishing_without_sound_ends_at_once(performer):
 @pytest.mark.parametrize("half", ["denoise", "decode"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failure_reaches_whoever_waits(make, monkeypatch, overlap, half):
-    performer = make(DEEP)
-    owner, name = (performer, "denoise") if half == "denoise" else (performer.decoder, "decode_step")
+    session = make(DEEP).session(FACE, "nods")
 
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(owner, name, fail)
-    with Live(performer.session(FACE, "nods"), overlap) as live:
+    monkeypatch.setattr(session._take, half, fail)
+    with Live(session, overlap) as live:
         live.push_audio(speech(16_000))
         with pytest.raises(RuntimeError, match="out of memory"):
             next(live)

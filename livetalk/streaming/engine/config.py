@@ -22,7 +22,9 @@ class EngineConfig:
     self-attention; auto is the fastest that is as exact as the precision, by measurement at the start; fa3-fp8 has an
     error of its own. linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large
     projections of a layer. decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on
-    a GPU), in decoder_precision.
+    a GPU), in decoder_precision. overlap: on decodes a block beside the denoising of the next, in a lane of its own, as
+    suits two cores of a CPU; off decodes it right after its own denoising, in the same lane, as suits a GPU, whose
+    kernels want all of it.
     """
 
     path: str = "auto"
@@ -32,6 +34,7 @@ class EngineConfig:
     linears: str = "exact"
     decoder: str = "auto"
     decoder_precision: str = "model"
+    overlap: str = "auto"
 
     def __post_init__(self) -> None:
         known = {
@@ -42,6 +45,7 @@ class EngineConfig:
             "linears": LINEARS,
             "decoder": DECODERS,
             "decoder_precision": PRECISIONS,
+            "overlap": SWITCH,
         }
         for name, choices in known.items():
             if getattr(self, name) not in choices:

@@ -22,6 +22,8 @@ from livetalk.models.vae_layers import CausalConv3d, FrameAttention, ResidualBlo
 
 PAST = 2
 """Frames that a causal convolution sees before the current one."""
+SHAPES = 64
+"""Forms of one function that may be compiled: sizes of pictures, and numbers of frames."""
 NARROW = 8
 """Fewer channels than this have no quick convolution on a GPU, so the last one gets zeros beside its three."""
 
@@ -255,7 +257,8 @@ class DecodedStream:
         example = latents.to(shared.std.dtype)
         stream = torch.cuda.Stream(shared.device) if graphs else None
         pool = torch.cuda.graph_pool_handle() if graphs else None
-        self._passes = {first: Captured(self._pass(first), (example,), stream, pool) for first in (True, False)}
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            self._passes = {first: Captured(self._pass(first), (example,), stream, pool) for first in (True, False)}
         self.reset()
 
     def reset(self) -> None:

@@ -29,6 +29,9 @@ from livetalk.streaming.engine.linear import Linear
 from livetalk.streaming.engine.text import TextMemory
 from livetalk.streaming.engine.window import WindowCache
 
+SHAPES = 64
+"""Forms of one function that may be compiled: kinds of layers, times sizes of what a filling window keeps."""
+
 
 class Denoiser:
     """What all streams share: weights in the form the passes read, and the kernels. The transformer's own parameters
@@ -130,15 +133,19 @@ class DenoisedStream:
         self.window.reset()
 
     @torch.inference_mode()
+    def prompt(self, text: Tensor) -> None:
+        """Makes ready for a block with text features [1, L, text_dim]; waits for the card if they are new."""
+        if self._text is not text:
+            self.text.fill(text)
+            self._text = text
+
+    @torch.inference_mode()
     def denoise(self, conditions: Conditions, noise: Tensor) -> Tensor:
         """Clean latents [1, 16, F, h, w] of the next block, from noise [steps, 1, 16, F, h, w]."""
-        if self._text is not conditions.text:
-            self.text.fill(conditions.text)
-            self._text = conditions.text
+        self.prompt(conditions.text)
         self.window.advance()
         self._given = (conditions.audio, conditions.reference)
-        latents = self._denoisers[self._kind()](noise, *self._given).clone()
-        return latents
+        return self._denoisers[self._kind()](noise, *self._given).clone()
 
     @torch.inference_mode()
     def keep(self, latents: Tensor) -> None:
@@ -154,6 +161,10 @@ class DenoisedStream:
         return self.window.fill, self.window.blocks == 1
 
     def _capture(self) -> None:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            self._capture_all()
+
+    def _capture_all(self) -> None:
         shared = self.shared
         stream = torch.cuda.Stream(shared.device) if shared.graphs else None
         pool = torch.cuda.graph_pool_handle() if shared.graphs else None

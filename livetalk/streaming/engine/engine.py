@@ -9,24 +9,24 @@ from contextlib import nullcontext
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from livetalk.conditions import Conditions
+from livetalk.media import pixels_of
 from livetalk.models.vae import WanVAE
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder
 from livetalk.streaming.engine.denoiser import DenoisedStream, Denoiser
-from livetalk.streaming.seat import lanes, to_host
+from livetalk.streaming.seat import Fetch, fetching, lanes
 
 if TYPE_CHECKING:
     from livetalk.streaming.performer import Performer
 
 log = logging.getLogger(__name__)
 
-SHAPES = 64
-"""Forms of one function that may be compiled: kinds of layers, times sizes of a window that is filling."""
+HEARD = 64
+"""Blocks after which no new length of sound is heard: a hearing's past is at most a minute, its lengths repeat."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -58,9 +58,25 @@ class Engine:
             else:
                 dtype = None if config.decoder_precision == "model" else DTYPES[config.decoder_precision]
                 self.decoder = FusedDecoder(performer.decoder, dtype, config.on(config.compile, gpu))
+        self.joint = not config.on(config.overlap, not gpu)
         self._free: list[FastSeat] = []
+        if gpu:
+            self._warm(performer)
         self._lock = Lock()
         log.debug("engine ready to be seated after %.1f s", time.perf_counter() - began)
+
+    @torch.inference_mode()
+    def _warm(self, performer: Performer) -> None:
+        """Lets libraries choose their kernels for all lengths of sound that blocks hear, which takes them longer than
+        a block may."""
+        seen = set()
+        for index in range(HEARD):
+            frames = performer.geometry.block_frames(index)
+            start, stop = performer.hearing.span(frames)
+            if stop - start not in seen:
+                seen.add(stop - start)
+                sound = torch.zeros(1, stop - start, dtype=performer.dtype, device=self.device)
+                performer.hearing.features(sound, frames)
 
     def seat(self, holder: object) -> FastSeat:
         """A free seat, or a new one; it is free again when `holder` is gone."""
@@ -73,7 +89,7 @@ class Engine:
 
     def _new(self) -> FastSeat:
         began = time.perf_counter()
-        with torch._dynamo.config.patch(recompile_limit=SHAPES), torch.inference_mode():
+        with torch.inference_mode():
             seat = FastSeat(self)
         planned = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.plan().items())
         log.info("a seat was made in %.1f s: %s; GB planned: %s", time.perf_counter() - began, self.told(), planned)
@@ -93,6 +109,7 @@ class Engine:
         decoder = "plain" if self.decoder is None else str(self.decoder.dtype).removeprefix("torch.") + " fused"
         return (
             f"{str(one.dtype).removeprefix('torch.')}, {config.linears} linears, attention {one.attention}, "
+            f"decoding {'in the same lane' if self.joint else 'in a lane of its own'}, "
             f"graphs {'on' if one.graphs else 'off'}, compiled {'yes' if one.compiled else 'no'}, decoder {decoder}"
         )
 
@@ -101,8 +118,10 @@ class FastSeat:
     """See streaming.seat.Seat."""
 
     def __init__(self, engine: Engine) -> None:
-        self.lanes = lanes(engine.device)
-        denoising, decoding = self.lanes
+        self.joint = engine.joint
+        denoising, decoding = lanes(engine.device)
+        decoding = denoising if self.joint else decoding
+        self.lanes = (denoising, decoding)
         with nullcontext() if denoising is None else torch.cuda.stream(denoising):
             self._denoised = DenoisedStream(engine.denoiser)
         self._decoded: DecodedStream | None = None
@@ -126,12 +145,13 @@ class FastSeat:
     def keep(self, latents: Tensor) -> None:
         self._denoised.keep(latents)
 
-    def decode(self, latents: Tensor) -> np.ndarray:
-        if self._decoded is not None:
-            return to_host(self._decoded.decode(latents))
-        from livetalk.media import pixels_of
+    def prompt(self, text: Tensor) -> None:
+        self._denoised.prompt(text)
 
-        return to_host(pixels_of(self._plain.decode_step(latents, self._state))[0])
+    def decode(self, latents: Tensor) -> Fetch:
+        if self._decoded is not None:
+            return fetching(self._decoded.decode(latents))
+        return fetching(pixels_of(self._plain.decode_step(latents, self._state))[0])
 
     def rewind(self, blocks: int) -> None:
         self._denoised.rewind(blocks)

@@ -28,7 +28,7 @@ def network(config=TINY, dtype=torch.float64, device="cpu") -> WanDiT:
     return dit.to(device, dtype).eval().requires_grad_(False)
 
 
-def inputs(dit: WanDiT, cache: CacheConfig, blocks: int, words: int = 5, rows=ROWS, columns=COLUMNS):
+def inputs(dit, cache, blocks: int, words: int = 5, rows=ROWS, columns=COLUMNS, levels=LEVELS):
     """Conditions of `blocks` blocks, with a text of `words` words, and their noise."""
     generator, config = torch.Generator().manual_seed(1), dit.config
     like = dit.patch_embedding.weight
@@ -39,18 +39,18 @@ def inputs(dit: WanDiT, cache: CacheConfig, blocks: int, words: int = 5, rows=RO
     text = draw(1, config.text_len, config.text_dim)
     text[:, words:] = 0
     whole = Conditions(text, draw(1, 16, 1, 2 * rows, 2 * columns), draw(1, blocks * cache.block, 4 * config.audio_dim))
-    shape = (len(LEVELS), 1, 16, cache.block, 2 * rows, 2 * columns)
+    shape = (len(levels), 1, 16, cache.block, 2 * rows, 2 * columns)
     noise = [draw(*shape) for _ in range(blocks)]
     return [whole.block(index * cache.block, cache.block) for index in range(blocks)], noise
 
 
-def plain_blocks(dit, cache, conditions, noise, rows=ROWS, columns=COLUMNS):
+def plain_blocks(dit, cache, conditions, noise, rows=ROWS, columns=COLUMNS, levels=LEVELS):
     like = dit.patch_embedding.weight
     held = new_cache(dit, cache, rows=rows, columns=columns, dtype=like.dtype, device=like.device)
     out = []
     for part, draws in zip(conditions, noise, strict=True):
         waiting = iter(draws)
-        out.append(denoise_block(dit, part, cache.block, LEVELS, held, lambda shape: next(waiting)))  # noqa: B023
+        out.append(denoise_block(dit, part, cache.block, levels, held, lambda shape: next(waiting)))  # noqa: B023
     return out
 
 
@@ -67,8 +67,8 @@ def worst(given, wanted) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(given, wanted, strict=True))
 
 
-def fast(dit, cache, config=PLAIN, rows=ROWS, columns=COLUMNS) -> DenoisedStream:
-    return DenoisedStream(Denoiser(dit, cache, rows, columns, LEVELS, config))
+def fast(dit, cache, config=PLAIN, rows=ROWS, columns=COLUMNS, levels=LEVELS) -> DenoisedStream:
+    return DenoisedStream(Denoiser(dit, cache, rows, columns, levels, config))
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Streams with the engine beside streams without: the same frames, also after changes, and seats used again."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,8 +47,10 @@ def told(made: Performer) -> list[np.ndarray]:
     return out
 
 
-def test_a_stream_is_that_of_the_plain_path(tiny_parts):
-    plain, fast = told(performer(tiny_parts, EngineConfig(path="plain"))), told(performer(tiny_parts, FAST))
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_a_stream_is_that_of_the_plain_path(tiny_parts, overlap):
+    plain = told(performer(tiny_parts, EngineConfig(path="plain")))
+    fast = told(performer(tiny_parts, replace(FAST, overlap=overlap)))
     assert [block.shape for block in plain] == [block.shape for block in fast]
     plain, fast = (np.concatenate(blocks).astype(int) for blocks in (plain, fast))
     assert np.abs(plain - fast).max() <= 1 and (plain != fast).mean() < 1e-2 and plain.std() > 1
@@ -80,7 +83,9 @@ def test_who_is_fast(tiny_parts):
         performer(tiny_parts, FAST, "absolute").seat(Holder())
 
 
-@pytest.mark.parametrize("key", ["path", "graphs", "compile", "attention", "linears", "decoder", "decoder_precision"])
+@pytest.mark.parametrize(
+    "key", ["path", "graphs", "compile", "attention", "linears", "decoder", "decoder_precision", "overlap"]
+)
 def test_an_unknown_setting_is_refused(key):
     with pytest.raises(ValueError, match=f"engine.{key} 'quick' is not known"):
         EngineConfig(**{key: "quick"})
