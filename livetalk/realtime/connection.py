@@ -97,7 +97,7 @@ class Connection:
                 address(self._server),
                 additional_headers=headers,
                 open_timeout=self._server.connect_s,
-                close_timeout=2,
+                close_timeout=1,
                 max_size=MOST_BYTES,
                 logger=_quiet(),
             )

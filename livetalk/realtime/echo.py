@@ -60,10 +60,10 @@ class EchoTalker(Talker):
                 self._end()
 
     async def cancel(self, heard_ms: float | None = None, turn: int | None = None) -> Heard | None:
+        checked_ms(heard_ms, 0.0)
         answer = self._answer
         if answer is None or answer.stopped or turn not in (None, answer.turn):
             return None
-        checked_ms(heard_ms, 0.0)
         heard = checked_ms(heard_ms, answer.stop())
         self._become(State.IDLE)
         return Heard(answer.turn, heard, "")

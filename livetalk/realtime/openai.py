@@ -30,9 +30,12 @@ PACKET_S = 0.04
 """Seconds of the user's sound in one message."""
 RELEASE_S = 0.8
 """Silence that tells a server's voice detection that the button was let go."""
+PATIENCE_S = 1.0
+"""How long the next response is held back for the end of a cancelled one, which servers may not tell."""
 REMEMBERED = 200
 FATAL = {"invalid_api_key", "insufficient_quota", "model_not_found"}
 """Codes of errors that trying again does not mend."""
+BUSY = "conversation_already_has_active_response"
 
 
 @dataclass
@@ -88,7 +91,11 @@ class OpenAITalker(Talker):
         self._task: asyncio.Task | None = None
         self._past: deque[Line | Spoken | Answer] = deque(maxlen=REMEMBERED)
         self._responses: deque[Response] = deque(maxlen=2 * ANSWERS_KEPT)
-        self._asked: deque[Response] = deque()  # those that the server has not begun yet
+        # One response at a time: to be asked for when the server is free, asked for, begun.
+        self._wanted: Response | None = None
+        self._asked: Response | None = None
+        self._active: Response | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._dead = ""  # why there will be no connection any more
         self._stalled: asyncio.TimerHandle | None = None
         self._turn = 0
@@ -105,6 +112,7 @@ class OpenAITalker(Talker):
     async def __aexit__(self, *_) -> None:
         self._close()
         self._watch(None)
+        self._wait(False)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -119,13 +127,15 @@ class OpenAITalker(Talker):
         text = self.check(text)
         await self.cancel()
         self._past.append(Line(True, text))
-        response = self._open(asked=True, typed=True)
+        response = self._open(typed=True)
         self._signals.put_now(UserCaption(response.answer.turn, text))
-        # Without a connection it is asked when there is one: see _greet.
-        self._connection.post(wire.item(Line(True, text), self._server.dialect), {"type": "response.create"})
         if self._dead:
             self._end(response, complete=False)
             self._fail(self._dead, retryable=False)
+            return response.answer.turn
+        # Without a connection it is told and asked when there is one: see _greet.
+        self._connection.post(wire.item(Line(True, text), self._server.dialect))
+        self._want(response)
         return response.answer.turn
 
     async def hear(self, pcm: np.ndarray, rate: int) -> None:
@@ -145,9 +155,10 @@ class OpenAITalker(Talker):
                 return
             await self._send(rest, all_of_it=True)
             self._hears(False)
-            if self._connection.post({"type": "input_audio_buffer.commit"}, {"type": "response.create"}):
+            await self.cancel()
+            if self._connection.post({"type": "input_audio_buffer.commit"}):
                 self._past.append(Spoken(None, self._turn + 1))
-                self._open(asked=True)
+                self._want(self._open())
 
     async def cancel(self, heard_ms: float | None = None, turn: int | None = None) -> Heard | None:
         turn = self._turn if turn is None else turn
@@ -160,11 +171,10 @@ class OpenAITalker(Talker):
         if turn == self._turn:
             self._watch(None)
             self._rest()
-        if response in self._asked:
-            # What was sent already is answered by response.created, and cancelled then.
-            if not self._connection.connected:
-                self._asked.remove(response)
-        elif not response.done:
+        if response is self._wanted:
+            self._wanted = None
+        elif response is not self._asked and not response.done:
+            # One that is asked for, but not begun, is cancelled when it begins.
             self._connection.post(wire.cancel(response.id))
         self._connection.post(*response.truncations(answer.heard_ms))
         return Heard(turn, answer.heard_ms, answer.text)
@@ -176,26 +186,51 @@ class OpenAITalker(Talker):
 
     # Turns
 
-    def _open(self, asked: bool, typed: bool = False) -> Response:
-        """A new turn. asked: the server's next response belongs to it."""
+    def _open(self, typed: bool = False) -> Response:
+        """A new turn."""
         self._turn += 1
         response = Response(Answer(self._turn, self._speech), typed)
         self._responses.append(response)
         self._past.append(response.answer)
-        if asked:
-            self._asked.append(response)
         self._become(State.THINKING)
         self._watch(response)
         return response
 
+    def _want(self, response: Response) -> None:
+        self._wanted = response
+        self._ask()
+
+    def _ask(self) -> None:
+        """For what is wanted, when the server is free: it makes one response at a time."""
+        if self._wanted is None or not self._connection.connected:
+            return
+        if self._asked is not None or self._active is not None:
+            self._wait(True)
+            return
+        self._wait(False)
+        self._asked, self._wanted = self._wanted, None
+        self._connection.post({"type": "response.create"})
+
+    def _wait(self, on: bool) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._impatient) if on else None
+
+    def _impatient(self) -> None:
+        self._asked = self._active = None
+        self._ask()
+
     def _end(self, response: Response, complete: bool) -> None:
         response.done = True
         response.answer.end(complete)
-        if response in self._asked:
-            self._asked.remove(response)
+        if response is self._asked:
+            self._asked = None
+        if response is self._active:
+            self._active = None
         if response.answer.turn == self._turn:
             self._watch(None)
             self._rest()
+        self._ask()
 
     def _rest(self) -> None:
         self._become(State.LISTENING if self._listening else State.IDLE)
@@ -212,8 +247,9 @@ class OpenAITalker(Talker):
     def _give_up(self, response: Response) -> None:
         self._fail(f"nothing came for {self._server.answer_s:g} s: this answer is given up, try again")
         response.answer.end(complete=False)
-        if response not in self._asked:
+        if response is self._active:
             self._connection.post(wire.cancel(response.id))
+        self._wanted = None if response is self._wanted else self._wanted
         self._watch(None)
         self._rest()
 
@@ -243,12 +279,15 @@ class OpenAITalker(Talker):
         """What a new session is told, and asked if an answer is waited for."""
         update = wire.session_update(self._server, self._config.voice, self._config.instructions)
         memory = [wire.item(line, self._server.dialect) for line in self.lines()[-self._config.memory - 1 :]]
-        return [update, *memory, *({"type": "response.create"} for _ in self._asked)]
+        self._asked, self._wanted = self._wanted, None
+        return [update, *memory, *([{"type": "response.create"}] if self._asked else [])]
 
     def _lost(self, reason: str, again: bool) -> None:
+        asked, self._asked, self._active = self._asked, None, None
+        if again and self._wanted is None and asked is not None and asked.typed and asked.answer.open():
+            self._wanted = asked
         for response in list(self._responses):
-            waits = again and response in self._asked and response.typed and response.answer.open()
-            if not (response.done or waits):
+            if not (response.done or (again and response is self._wanted)):
                 self._end(response, complete=False)
         self._packet = self._packet[:0]
         if self._listening:
@@ -308,8 +347,8 @@ class OpenAITalker(Talker):
         return known[-1] if known else self._begun(name)
 
     def _begun(self, name: str | None) -> Response:
-        response = self._asked.popleft() if self._asked else self._open(asked=False)
-        response.id = name
+        response, self._asked = self._asked or self._open(), None
+        self._active, response.id = response, name
         if not response.answer.open():
             self._connection.post(wire.cancel(name))
         return response
@@ -338,8 +377,12 @@ class OpenAITalker(Talker):
             log.debug("too late: %s", message)
             return
         code = wire.text_or_none(event, "error", "code")
-        if self._asked:
-            self._end(self._asked[0], complete=False)
+        if code == BUSY and self._asked is not None:
+            # The server began to answer the user's voice meanwhile.
+            self._wanted, self._asked = self._wanted or self._asked, None
+            return
+        if self._asked is not None:
+            self._end(self._asked, complete=False)
         self._fail(f"the server says: {message}", code not in FATAL)
 
 
