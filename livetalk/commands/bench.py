@@ -42,8 +42,10 @@ from livetalk.streaming.live import Live
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
 from livetalk.streaming.session import Session
+from livetalk.streaming.take import Rendering
 
 log = logging.getLogger(__name__)
+KERNELS = 40
 
 PUBLISHED: dict[str, Callable[[], nn.Module]] = {
     "dit": lambda: WanDiT(DiTConfig.wan_1_3b()),
@@ -228,8 +230,31 @@ def parts(performer: Performer, run: BenchRun) -> tuple[list[float], list[float]
         for _ in range(blocks):
             denoise.append(timed(lambda: made.append(session.denoise_next()), device))
             decode.append(timed(lambda: session.decode_next(made.pop()), device))
+        if run.kernels and device.type == "cuda":
+            written(session, Path(run.output) / f"kernels-{performer.config.engine.linears}.txt")
     unknown = is_fast(performer.config.engine, performer) and device.type == "cuda"
     return denoise, decode, (0, 0) if unknown else counted(session)
+
+
+def written(session: Session, path: Path) -> None:
+    """The kernels of a session's next block, those that take longest first, as text."""
+    from torch.profiler import ProfilerActivity, profile
+
+    made: list[Rendering] = []
+    acts = {
+        "denoising": lambda: made.append(session.denoise_next(fill=True)),
+        "decoding": lambda: session.decode_next(made.pop()),
+    }
+    lines = []
+    for name, act in acts.items():
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+            act()
+            torch.cuda.synchronize()
+        rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)[:KERNELS]
+        lines += [f"{name}:", *(f"{row.self_device_time_total / 1e3:9.3f} ms {row.count:6d} {row.key}" for row in rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def memory_of(device: torch.device) -> int:

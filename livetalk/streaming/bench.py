@@ -19,7 +19,8 @@ class BenchRun:
     resolution: WIDTHxHEIGHT in pixels, "" for the preset's own. blocks: in steady state, after `warmup` others.
     decoder: as at inference. ways: to make the same blocks, timed side by side: plain, one kernel after the other;
     exact, the engine as `engine` says, in the network's precision; fp8, the engine with linears and, where there is a
-    kernel, attention in fp8. None: all that make sense. words: tokens of the prompt in the 1.3b preset.
+    kernel, attention in fp8. None: all that make sense. words: tokens of the prompt in the 1.3b preset. kernels: write
+    where the time of a block goes on a GPU, kernel by kernel, beside the figures.
     """
 
     run: str = "bench"
@@ -32,6 +33,7 @@ class BenchRun:
     blocks: int = 50
     warmup: int = 7
     words: int = 100
+    kernels: bool = False
     engine: EngineConfig = EngineConfig()
     output: str = "outputs/bench"
 

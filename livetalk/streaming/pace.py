@@ -24,7 +24,8 @@ class StreamConfig:
     real time; a microphone needs a block and the encoder's look-ahead, about 1000.
     backlog_s: seconds of sound that may wait to be rendered.
     past, ahead: what an audio encoder of kind "clip" hears before and after a block; kind "window" has its own.
-    engine: how blocks are made.
+    engine: how blocks are made. text_visits: the text encoder is on the device only while it encodes a prompt; prompts:
+    a folder to keep features of prompts in, "" for none.
     """
 
     lead_ms: int = 600
@@ -34,6 +35,8 @@ class StreamConfig:
     past_ms: int = 5000
     ahead_ms: int = 250
     engine: EngineConfig = EngineConfig()
+    text_visits: bool = False
+    prompts: str = ""
 
     def __post_init__(self) -> None:
         for name in ("lead_ms", "reserve_ms", "prebuffer_ms", "past_ms", "ahead_ms"):

@@ -18,6 +18,7 @@ from livetalk.media import fit_image, read_image
 from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.rollout import Noise, denoise_block, new_cache
 from livetalk.streaming.pace import Clock, StreamConfig
+from livetalk.streaming.prompts import Prompts
 from livetalk.streaming.sound import Hearing, hearing_of
 
 log = logging.getLogger(__name__)
@@ -128,4 +129,9 @@ class Performer:
         """Text features [1, L, text_dim]. Raises ValueError for an empty prompt."""
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError('prompt is empty: describe the movement, for example "nods while speaking, smiling"')
-        return self.text.encode([" ".join(prompt.split())]).to(self.device, self.dtype)
+        return self._prompts.encode(" ".join(prompt.split()))
+
+    @cached_property
+    def _prompts(self) -> Prompts:
+        config = self.config
+        return Prompts(self.text, self.device, self.dtype, config.text_visits, config.prompts or None)

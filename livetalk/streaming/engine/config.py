@@ -24,7 +24,7 @@ class EngineConfig:
     projections of a layer. decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on
     a GPU), in decoder_precision. overlap: on decodes a block beside the denoising of the next, in a lane of its own, as
     suits two cores of a CPU; off decodes it right after its own denoising, in the same lane, as suits a GPU, whose
-    kernels want all of it.
+    kernels want all of it. decode_device: another GPU to decode on, "" for the same; its work always overlaps.
     """
 
     path: str = "auto"
@@ -35,6 +35,7 @@ class EngineConfig:
     decoder: str = "auto"
     decoder_precision: str = "model"
     overlap: str = "auto"
+    decode_device: str = ""
 
     def __post_init__(self) -> None:
         known = {

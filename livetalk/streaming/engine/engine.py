@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import weakref
@@ -10,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from livetalk.conditions import Conditions
 from livetalk.media import pixels_of
@@ -49,21 +50,32 @@ class Engine:
         self.denoiser = Denoiser(
             performer.dit, performer.cache, geometry.rows, geometry.columns, performer.timesteps, config
         )
-        self.decoder: FusedDecoder | None = None
         self._plain_decoder = performer.decoder
-        if config.decoder == "fused" or (config.decoder == "auto" and gpu):
-            if not isinstance(performer.decoder, WanVAE):
-                if config.decoder == "fused":
-                    raise ValueError("engine.decoder=fused is the VAE's own decoder: use decoder=vae with it")
-            else:
-                dtype = None if config.decoder_precision == "model" else DTYPES[config.decoder_precision]
-                self.decoder = FusedDecoder(performer.decoder, dtype, config.on(config.compile, gpu))
-        self.joint = not config.on(config.overlap, not gpu)
+        self.decoder = self._decoder(performer.decoder)
+        elsewhere = self.decoder is not None and self.decoder.device != self.device
+        self.joint = not (elsewhere or config.on(config.overlap, not gpu))
         self._free: list[FastSeat] = []
         if gpu:
             self._warm(performer)
         self._lock = Lock()
         log.debug("engine ready to be seated after %.1f s", time.perf_counter() - began)
+
+    def _decoder(self, decoder: nn.Module) -> FusedDecoder | None:
+        """None for the decoder's own calls. Raises ValueError where the fused one is wanted and cannot be."""
+        config, gpu = self.config, self.device.type == "cuda"
+        wanted = config.decoder == "fused" or bool(config.decode_device)
+        if not (wanted or (config.decoder == "auto" and gpu)):
+            return None
+        if not isinstance(decoder, WanVAE):
+            if wanted:
+                raise ValueError(
+                    "engine.decoder=fused and decode_device are for the VAE's own decoder: use decoder=vae"
+                )
+            return None
+        if config.decode_device:
+            decoder = copy.deepcopy(decoder).to(config.decode_device)
+        dtype = None if config.decoder_precision == "model" else DTYPES[config.decoder_precision]
+        return FusedDecoder(decoder, dtype, config.on(config.compile, gpu))
 
     @torch.inference_mode()
     def _warm(self, performer: Performer) -> None:
@@ -120,7 +132,10 @@ class FastSeat:
     def __init__(self, engine: Engine) -> None:
         self.joint = engine.joint
         denoising, decoding = lanes(engine.device)
-        decoding = denoising if self.joint else decoding
+        if self.joint:
+            decoding = denoising
+        elif engine.decoder is not None and engine.decoder.device != engine.device:
+            decoding = lanes(engine.decoder.device)[1]
         self.lanes = (denoising, decoding)
         with nullcontext() if denoising is None else torch.cuda.stream(denoising):
             self._denoised = DenoisedStream(engine.denoiser)
