@@ -217,7 +217,7 @@ class Conversation:
         state = self._talker.state
         if self._playback.audible:
             state = State.SPEAKING
-        elif state in (State.THINKING, State.SPEAKING):
+        elif self._playback.turns or state in (State.THINKING, State.SPEAKING):
             state = State.THINKING
         else:
             state = State.LISTENING if self._voice else State.IDLE
