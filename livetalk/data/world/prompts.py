@@ -6,6 +6,7 @@ other value is always mentioned. So a prompt says all there is to know about a c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -75,6 +76,7 @@ _SUBJECTS = (
     "a portrait of a person",
     "one person",
 )
+_ANYWHERE = ("a person", "someone", "a speaker", "the speaker", "one person")
 _SETTINGS = (
     "in front of a plain wall",
     "against a simple background",
@@ -116,15 +118,21 @@ def _pick(rng: np.random.Generator, options) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def describe(attributes: Attributes, rng: np.random.Generator) -> str:
-    """One of many wordings of `attributes`: defaults may go unmentioned, order and style are drawn."""
+def describe(attributes: Attributes, rng: np.random.Generator, unknown: Collection[str] = ()) -> str:
+    """One of many wordings of `attributes`: defaults may go unmentioned, order and style are drawn. unknown: names of
+    attributes of which nothing is said, and "setting" where that is not known either."""
     default = Attributes()
     phrases = []
     for name, value in asdict(attributes).items():
+        if name in unknown:
+            continue
         if value != getattr(default, name) or rng.random() < _MENTION_DEFAULT:
             phrases.append(_pick(rng, _PHRASES[name, value]))
     phrases = [phrases[i] for i in rng.permutation(len(phrases))]
-    subject = _pick(rng, _SUBJECTS) + (" " + _pick(rng, _SETTINGS) if rng.random() < 0.4 else "")
+    if "setting" in unknown:
+        subject = _pick(rng, _ANYWHERE)
+    else:
+        subject = _pick(rng, _SUBJECTS) + (" " + _pick(rng, _SETTINGS) if rng.random() < 0.4 else "")
     style = rng.random()
     if not phrases:
         text = f"{subject}."
