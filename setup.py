@@ -10,6 +10,8 @@ ROOT = Path(__file__).parent
 EXTRAS = {
     # Making the synthetic world: speech with exact phoneme times. espeakng-loader is GPL-3, so it stays an extra.
     "data": ["espeakng-loader>=0.2.4", "matplotlib>=3.8"],
+    # Clips out of people's own videos: decoding, landmarks, the network that knows faces, speech.
+    "curation": ["av>=14", "dlib-bin>=19.24", "face-recognition-models>=0.3", "silero-vad>=6"],
     # Serving a live conversation.
     "realtime": [
         *("fastapi>=0.115", "uvicorn>=0.30", "websockets>=13"),

@@ -31,11 +31,12 @@ ARROWS = {
     "conditions": BASE,
     "media": {"geometry"},
     "espeak": set(),
+    "faces": set(),
     "models": BASE,
     "rollout": {*BASE, "models"},
     "parts": {*BASE, "models"},
-    "data": {*BASE, "models", "media", "devices", "espeak"},
-    "evaluation": {"geometry", "media"},
+    "data": {*BASE, "models", "media", "devices", "espeak", "faces"},
+    "evaluation": {"geometry", "media", "faces"},
     "OmniAvatar": {*BASE, "models", "data"},
     "training": {*BASE, "models", "rollout", "data", "media", "graphs"},
     "streaming": {*BASE, "models", "rollout", "media", "graphs"},
@@ -46,7 +47,7 @@ ARROWS = {
     "cli": {"config"},
     "commands": {
         *BASE,
-        *{"config", "cli", "devices", "media", "models", "rollout", "parts", "families", "pipeline"},
+        *{"config", "cli", "devices", "faces", "media", "models", "rollout", "parts", "families", "pipeline"},
         *{"data", "training", "evaluation", "streaming", "realtime", "OmniAvatar"},
     },
     # from_pretrained hands over to families, inside the call: the one edge back into the wiring

@@ -11,10 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from livetalk.evaluation.metrics import MIN_SPEECH, Estimate, masked_pearson, mean_interval, plain
-
-DEBIAN_MODEL = Path("/usr/share/dlib/shape_predictor_68_face_landmarks.dat")
-INNER_LIPS = ((61, 67), (62, 66), (63, 65))  # upper and lower points of the inner lips
-NOSE_BRIDGE, CHIN = 27, 8
+from livetalk.faces import DEBIAN_MODEL, mouth_opening
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,7 @@ def lip_gaps(frames: np.ndarray, model: Path, scale: int = 3) -> np.ndarray:
             continue
         shape = predictor(image, max(faces, key=lambda box: box.area()))
         points = np.asarray([(point.x, point.y) for point in shape.parts()], dtype=np.float64)
-        length = np.linalg.norm(points[CHIN] - points[NOSE_BRIDGE])
-        gaps[index] = np.mean([np.linalg.norm(points[a] - points[b]) for a, b in INNER_LIPS]) / max(length, 1e-6)
+        gaps[index] = mouth_opening(points)
     return gaps
 
 
