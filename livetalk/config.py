@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from livetalk.data.curation.settings import PrepareRun
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
 from livetalk.evaluation.ablations import AblateRun
@@ -363,6 +364,7 @@ RUNS: dict[str, type] = {
     "bench": BenchRun,
     "serve": ServeRun,
     "make_world": WorldSamples,
+    "prepare_data": PrepareRun,
 }
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}
 
