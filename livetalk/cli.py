@@ -38,11 +38,13 @@ def run_command(
     arguments: Sequence[str] | None = None,
     help_keys: str = "",
     choose: Callable[[str], Path | None] = lambda name: None,
+    bare: str = "",
 ) -> int:
     """Runs `bash scripts/NAME.sh [--config FILE] [--dry-run] [--help] [key=value ...]`; returns the exit status.
 
     act is called with the loaded config of schema `name` and whether it is a dry run. about: the first line of the
-    help; help_keys: a few lines on the keys that matter; choose: gives the config file to use without --config, if any.
+    help; help_keys: a few lines on the keys that matter; choose: gives the config file to use without --config, if any;
+    bare: the key that an argument without a key sets, "" for none.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -50,6 +52,7 @@ def run_command(
     try:
         options = _parse(name, about, help_keys, sys.argv[1:] if arguments is None else list(arguments))
         if options is not None:
+            options.overrides = [f"{bare}={word}" if bare and "=" not in word else word for word in options.overrides]
             act(_load(name, options.config or choose(name), options.overrides), options.dry_run)
         sys.stdout.flush()
         return 0
