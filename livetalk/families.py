@@ -6,7 +6,7 @@ PUBLISHED, which lie as models/layouts.py says; and a path to a folder with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -179,7 +179,7 @@ def published_parts(run: InferenceRun, layout: Layout) -> list[Part]:
 
 
 def _family_parts(run: InferenceRun) -> list[Part]:
-    folder, generator = _family_folder(run.model), GENERATORS[run.sampler]
+    folder, generator = family_folder(run.model), GENERATORS[run.sampler]
     try:
         require_parts(folder, ("vae", "audio", "text", generator))
     except ValueError as error:
@@ -203,7 +203,22 @@ def decodes_small(run: InferenceRun | EvaluateRun, folder: Path) -> bool:
     return run.decoder == "small"
 
 
-def _family_folder(model: str) -> Path:
+def encoders_of(model: str, names: Sequence[str], layout: Layout | None = None) -> list[Part]:
+    """Those of the parts vae, audio and text of a model that are named. Raises ValueError if one is missing."""
+    if model not in PUBLISHED:
+        folder = family_folder(model)
+        require_parts(folder, names)
+        return [family_part(folder, name) for name in names]
+    run = InferenceRun(model=model, sampler=PUBLISHED[model].sampler)
+    parts = {part.name: part for part in published_parts(run, layout or Layout())}
+    missing = [str(path) for name in names for path in parts[name].paths if not present(path)]
+    if missing:
+        raise ValueError(f"model {model} lacks {', '.join(missing)}: {FETCH}")
+    return [parts[name] for name in names]
+
+
+def family_folder(model: str) -> Path:
+    """Raises ValueError for a name that is neither known nor a folder."""
     if model == "nano":
         return SHIPPED / "nano"
     if not Path(model).is_dir():

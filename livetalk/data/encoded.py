@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from livetalk.media import to_unit
 
@@ -30,18 +31,28 @@ INDEX = "index.json"
 class EncodedClips:
     """N clips of F latents, T = 4F - 3 frames: latents [N, 16, F, h, w], audio [N, T, C], a prompt each.
 
-    Latent 0 of a clip depends on its first frame alone, so it is the reference image's latent too.
+    Latent 0 of a clip depends on its first frame alone, so it is the reference image's latent too, unless that image
+    was improved: reference [N, 16, 1, h, w]. text: features of the prompts [N, L', text_dim] where they are stored,
+    without the padding that none of them needs.
     """
 
     latents: Tensor
     audio: Tensor
     prompts: list[str]
+    reference: Tensor | None = None
+    text: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def to(self, device: torch.device | str) -> EncodedClips:
-        return EncodedClips(self.latents.to(device), self.audio.to(device), self.prompts)
+        moved = (None if part is None else part.to(device) for part in (self.reference, self.text))
+        return EncodedClips(self.latents.to(device), self.audio.to(device), self.prompts, *moved)
+
+    @property
+    def references(self) -> Tensor:
+        """[N, 16, 1, h, w] of the pictures that clips are generated from."""
+        return self.latents[:, :, :1] if self.reference is None else self.reference
 
 
 def fingerprint(*modules: nn.Module) -> str:
@@ -166,5 +177,29 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 def load(folder: Path) -> EncodedClips:
     """All clips of a complete folder. Raises ValueError if shards are missing."""
     parts = [read_shard(path) for path in shards(folder)]
-    latents, audio = (torch.cat([tensors[name] for tensors, _ in parts]) for name in ("latents", "audio"))
-    return EncodedClips(latents, audio, [prompt for _, prompts in parts for prompt in prompts])
+    whole = {name: [tensors[name] for tensors, _ in parts] for name in parts[0][0]}
+    if "text" in whole:  # as long as the longest prompt of its shard
+        longest = max(part.shape[1] for part in whole["text"])
+        whole["text"] = [pad(part, (0, 0, 0, longest - part.shape[1])) for part in whole["text"]]
+    tensors = {name: torch.cat(found) for name, found in whole.items()}
+    return EncodedClips(prompts=[prompt for _, prompts in parts for prompt in prompts], **tensors)
+
+
+def load_prepared(folder: Path, encoders: str, size: tuple[int, int] | None = None) -> EncodedClips:
+    """Clips that `prepare_data` left in a folder.
+
+    encoders: fingerprint of the VAE and the audio encoder that training goes on with; size: (height, width) of the
+    latents it wants, None: any. Raises ValueError, with the remedy, for others and for a folder that is not whole.
+    """
+    index = Path(folder) / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder} holds no prepared clips: make them with bash scripts/prepare_data.sh")
+    if json.loads(index.read_text(encoding="utf-8"))["encoders"] != encoders:
+        raise ValueError(
+            f"{folder} was encoded by another VAE or audio encoder: prepare it again with model=FAMILY and another name"
+        )
+    clips = load(folder)
+    if size is not None and tuple(clips.latents.shape[-2:]) != size:
+        height, width = clips.latents.shape[-2:]
+        raise ValueError(f"{folder} holds latents of {height}x{width}, wanted are {size[0]}x{size[1]}: prepare others")
+    return clips
