@@ -63,9 +63,9 @@ def test_the_command_prints_a_table_with_fps_and_leaves_json(performer, tmp_path
     monkeypatch.setattr(bench, "limits_of", lambda *_: Limits(1e9, 1e9))
     bench.bench(replace(RUN, output=str(tmp_path)))
     lines = capsys.readouterr().out.splitlines()
-    assert "| FPS |" in lines[5] and "plain | as used" in lines[3]
+    assert "| FPS |" in lines[6] and "plain | as used" in lines[4]
     stored = json.loads((tmp_path / "nano-16x16.json").read_text())
-    assert set(stored["paths"]) == {"plain", "as used"} and stored["about"]["decoder"] == "small"
+    assert set(stored["paths"]) == {"plain", "as used", "half"} and stored["about"]["decoder"] == "small"
     assert lines[-1] == str(tmp_path / "nano-16x16.json")
 
 

@@ -125,12 +125,14 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
 def ways_of(run: BenchRun, usual: Performer) -> Iterator[tuple[str, Performer]]:
     """What is timed, by name, made when its turn comes. On a CPU the plain way has the VAE's decoder."""
     gpu, engine = usual.device.type == "cuda", replace(run.engine, path="fast")
-    for way in run.ways or (("plain", "exact", "fp8") if gpu else ("plain", "exact")):
+    for way in run.ways or (("plain", "exact", "fp8") if gpu else ("plain", "exact", "half")):
         if way == "plain":
             yield way, with_engine(usual, replace(engine, path="plain"), usual.vae)
         elif way == "exact":
             # On a CPU what a stream takes by itself is measured, whichever that is.
             yield ("exact", with_engine(usual, engine)) if gpu else ("as used", with_engine(usual, run.engine))
+        elif way == "half":
+            yield way, with_engine(usual, replace(engine, linears="bfloat16"))
         else:
             attention = "fa3-fp8" if gpu and has_fa3() else engine.attention
             yield way, with_engine(usual, replace(engine, linears="fp8", attention=attention))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from livetalk.streaming.engine.config import EngineConfig
 
 PRESETS = ("nano", "1.3b")
-WAYS = ("plain", "exact", "fp8")
+WAYS = ("plain", "exact", "half", "fp8")
 LEAST_BLOCKS = 10
 
 
@@ -17,10 +17,12 @@ class BenchRun:
 
     preset: nano, the shipped family, or 1.3b, the published shape with random weights (speed does not depend on them).
     resolution: WIDTHxHEIGHT in pixels, "" for the preset's own. blocks: in steady state, after `warmup` others.
-    decoder: as at inference. ways: to make the same blocks, timed side by side: plain, one kernel after the other;
-    exact, the engine as `engine` says, in the network's precision; fp8, the engine with linears and, where there is a
-    kernel, attention in fp8. None: all that make sense. words: tokens of the prompt in the 1.3b preset. kernels: write
-    where the time of a block goes on a GPU, kernel by kernel, beside the figures.
+    decoder: as at inference. kernels: write where the time of a block goes on a GPU, kernel by kernel, beside the
+    figures. words: tokens of the prompt in the 1.3b preset.
+
+    ways: to make the same blocks, timed side by side, none for all that make sense: plain, one kernel after the other;
+    exact, the engine as `engine` says, in the network's precision; half, a float32 network's products in bfloat16; fp8,
+    the engine with linears and, where there is a kernel, attention in fp8.
     """
 
     run: str = "bench"

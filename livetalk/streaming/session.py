@@ -187,8 +187,12 @@ class Session:
         """Seconds of pushed sound that were not shown yet: what `interrupt` would drop now."""
         with self._state:
             shown = frame_after(self._pace.played()) - self._base if self._pace.live else self._ready
-            shown = max(0, min(shown, self._ready)) * SAMPLES_PER_FRAME
-            return (self._track.laid(shown, self._track.end) + self._queue.samples) / SAMPLE_RATE
+            return self._after(max(0, min(shown, self._ready)))
+
+    def _after(self, frame: int) -> float:
+        """Seconds of pushed sound after `frame` of the take."""
+        laid = self._track.laid(frame * SAMPLES_PER_FRAME, self._track.end)
+        return (laid + self._queue.samples) / SAMPLE_RATE + self._resampler.held
 
     def _enqueue(self, sound: np.ndarray) -> None:
         self._queue.add(sound)
@@ -404,13 +408,13 @@ class Session:
 
     def _drop(self, cut: int) -> Dropped:
         """Frames from `cut` of the take on, and all sound after it."""
-        unheard = self._track.laid(cut * SAMPLES_PER_FRAME, self._track.end) + self._queue.samples
+        unheard = self._after(cut)
         self._track.cut(cut * SAMPLES_PER_FRAME)
         self._queue = _Sound([])
         self._resampler.reset()
         frames = self._ready - cut
         self._take_back(self.performer.geometry.block_of(cut), cut)
-        return Dropped(self._base + cut, frames, unheard / SAMPLE_RATE)
+        return Dropped(self._base + cut, frames, unheard)
 
     def _cut(self, played_until: float | None) -> int:
         earliest = self._frames(self._oldest()).start

@@ -40,6 +40,12 @@ class Resampler:
     def __init__(self, target: int = SAMPLE_RATE) -> None:
         self._rate = self._target = target
         self._stream = None
+        self._taken = self._given = 0
+
+    @property
+    def held(self) -> float:
+        """Seconds of what was pushed that the filter holds back."""
+        return 0.0 if self._stream is None else self._taken / self._rate - self._given / self._target
 
     def push(self, sound: np.ndarray, rate: int) -> np.ndarray:
         """[n] from `mono` -> the samples that became available. A new rate ends the sound before it."""
@@ -51,7 +57,10 @@ class Resampler:
             import soxr
 
             self._stream = soxr.ResampleStream(rate, self._target, 1, dtype="float32")
-        return np.concatenate([before, self._stream.resample_chunk(sound)])
+            self._taken = self._given = 0
+        resampled = self._stream.resample_chunk(sound)
+        self._taken, self._given = self._taken + len(sound), self._given + len(resampled)
+        return np.concatenate([before, resampled])
 
     def flush(self) -> np.ndarray:
         """What the filter still holds back; the next sound begins anew."""

@@ -45,6 +45,17 @@ def test_other_rates_than_ours_can_be_asked_for():
     assert np.array_equal(resampler.push(speech(240), 24_000), speech(240))
 
 
+def test_what_the_filter_holds_back_is_told():
+    resampler, given = Resampler(), 0
+    for at in range(0, 24_000, 240):
+        given += len(resampler.push(speech(24_000)[at : at + 240], 24_000))
+        assert resampler.held == pytest.approx((at + 240) / 24_000 - given / 16_000) and 0 <= resampler.held < 0.1
+    assert resampler.held > 0 and given + len(resampler.flush()) == 16_000 and resampler.held == 0
+    resampler.push(speech(240), 24_000)
+    resampler.reset()
+    assert resampler.held == 0
+
+
 def test_a_change_of_rate_ends_what_was_before():
     resampler = Resampler()
     parts = [resampler.push(speech(4800), 48_000), resampler.push(speech(2400), 24_000), resampler.flush()]

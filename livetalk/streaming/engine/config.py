@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 PATHS = ("auto", "fast", "plain")
 SWITCH = ("auto", "on", "off")
-ATTENTION = ("auto", "cudnn", "flash", "efficient", "sdpa", "fa3", "fa3-fp8")
-LINEARS = ("exact", "fp8")
+ATTENTION = ("auto", "cudnn", "flash", "efficient", "sdpa", "fa3", "fa3-fp8", "half")
+LINEARS = ("exact", "bfloat16", "fp8", "auto")
 DECODERS = ("auto", "fused", "plain")
 PRECISIONS = ("model", "bfloat16", "float16", "float32")
 
@@ -16,15 +16,20 @@ PRECISIONS = ("model", "bfloat16", "float16", "float32")
 class EngineConfig:
     """How blocks are made.
 
-    path: plain is the slow, obvious one and the others' test; fast is what is set here; auto is fast but
-    for absolute positions.
-    graphs, compile: CUDA graphs, torch.compile; auto is on on a GPU. attention: the kernel of the transformer's
-    self-attention; auto is the fastest that is as exact as the precision, by measurement at the start; fa3-fp8 has an
-    error of its own. linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large
-    projections of a layer. decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on
-    a GPU), in decoder_precision. overlap: on decodes a block beside the denoising of the next, in a lane of its own, as
-    suits two cores of a CPU; off decodes it right after its own denoising, in the same lane, as suits a GPU, whose
-    kernels want all of it. decode_device: another GPU to decode on, "" for the same; its work always overlaps.
+    path: plain is the slow, obvious one and the others' test; fast is what is set here; auto is fast but for absolute
+    positions. graphs, compile: CUDA graphs, torch.compile; auto is on on a GPU.
+
+    attention: the kernel of the transformer's self-attention; auto is the fastest that is as exact as the precision, by
+    measurement at the start; fa3-fp8 has an error of its own, and so has half, bfloat16 on a CPU.
+
+    linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large projections of a
+    layer; bfloat16, of a float32 network, has all products of a layer in it, and attention where that is quicker; auto
+    is bfloat16 on a CPU where a probe finds it much quicker.
+
+    decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on a GPU), in
+    decoder_precision. overlap: on decodes a block beside the denoising of the next, in a lane of its own, as suits two
+    cores of a CPU; off decodes it right after its own denoising, in the same lane, as suits a GPU, whose kernels want
+    all of it. decode_device: another GPU to decode on, "" for the same; its work always overlaps.
     """
 
     path: str = "auto"

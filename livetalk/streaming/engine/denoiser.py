@@ -25,7 +25,7 @@ from livetalk.streaming.engine import layers
 from livetalk.streaming.engine.attention import E4M3, choose
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.layers import Modulations, modulations_of, weights_of
-from livetalk.streaming.engine.linear import Linear
+from livetalk.streaming.engine.linear import halves_pay, linear_of
 from livetalk.streaming.engine.text import TextMemory
 from livetalk.streaming.engine.window import WindowCache
 
@@ -48,17 +48,28 @@ class Denoiser:
         gpu = self.device.type == "cuda"
         tokens, sizes = rows * columns, dit.config
         shape = (cache.block * tokens, cache.window * tokens, sizes.heads, sizes.head_dim)
-        self.attention, self._attend = choose(config.attention, self.device, shape, self.dtype)
+        self.linears = self._linears(config.linears, shape[0])
+        half = self.linears == "bfloat16" and not gpu
+        self.attention, self._attend = choose(config.attention, self.device, shape, self.dtype, half)
         self.key_dtype = E4M3 if self.attention == "fa3-fp8" else self.dtype
         self.graphs, self.compiled = config.on(config.graphs, gpu) and gpu, config.on(config.compile, gpu)
-        self._weights = [weights_of(block, config.linears == "fp8") for block in dit.blocks]
+        self._weights = [weights_of(block, self.linears) for block in dit.blocks]
         self._times = {level: modulations_of(dit, level, like) for level in (*self.levels, CLEAN)}
-        self._head = Linear(dit.head.head.weight.data, dit.head.head.bias.data)
+        self._head = linear_of(dit.head.head)
         parts = ("before", "between", "after", "embedded", "flow_of")
         functions = {name: vars(layers)[name] for name in parts}
         if self.compiled:
             functions = {name: torch.compile(act, fullgraph=True, dynamic=False) for name, act in functions.items()}
         self._parts = SimpleNamespace(**functions)
+
+    def _linears(self, wanted: str, rows: int) -> str:
+        """The kind of linear layers; of float32 networks alone bfloat16 is another kind."""
+        wide = self.dtype == torch.float32
+        if wanted == "auto":
+            sizes = self.dit.config
+            pays = self.device.type == "cpu" and wide and halves_pay(rows, sizes.dim, sizes.ffn_dim)
+            return "bfloat16" if pays else "exact"
+        return "exact" if wanted == "bfloat16" and not wide else wanted
 
     def plan(self) -> dict[str, int]:
         """Bytes: weights in fp8 beside the network's own, and a seat's window and text."""

@@ -117,10 +117,10 @@ class Engine:
 
     def told(self) -> str:
         """In words, for logs and reports."""
-        one, config = self.denoiser, self.config
+        one = self.denoiser
         decoder = "plain" if self.decoder is None else str(self.decoder.dtype).removeprefix("torch.") + " fused"
         return (
-            f"{str(one.dtype).removeprefix('torch.')}, {config.linears} linears, attention {one.attention}, "
+            f"{str(one.dtype).removeprefix('torch.')}, {one.linears} linears, attention {one.attention}, "
             f"decoding {'in the same lane' if self.joint else 'in a lane of its own'}, "
             f"graphs {'on' if one.graphs else 'off'}, compiled {'yes' if one.compiled else 'no'}, decoder {decoder}"
         )

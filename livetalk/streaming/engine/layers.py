@@ -14,7 +14,7 @@ from torch import Tensor
 
 from livetalk.models.dit import Block, WanDiT
 from livetalk.models.rope import rotate
-from livetalk.streaming.engine.linear import Linear, fused, linear, linear_gelu, quantised
+from livetalk.streaming.engine.linear import Linear, as_is, fused, halved, linear, linear_gelu, linear_of, quantised
 
 
 class Weights(NamedTuple):
@@ -32,21 +32,22 @@ class Weights(NamedTuple):
     ffn2: Linear
 
 
-def weights_of(block: Block, fp8: bool) -> Weights:
-    """Joined where several read the same; the three large ones in fp8 if asked for."""
+def weights_of(block: Block, linears: str) -> Weights:
+    """Joined where several read the same; the three large ones in fp8, or all in bfloat16, if asked for."""
     own, text = block.self_attn, block.cross_attn
-    change = quantised if fp8 else lambda layer: layer
+    large = {"exact": as_is, "bfloat16": halved, "fp8": quantised}[linears]
+    small = halved if linears == "bfloat16" else as_is
     return Weights(
-        change(fused([own.q, own.k, own.v])),
+        large(fused([own.q, own.k, own.v])),
         own.norm_q.weight.data,
         own.norm_k.weight.data,
-        Linear(own.o.weight.data, own.o.bias.data),
+        small(linear_of(own.o)),
         (block.norm3.weight.data, block.norm3.bias.data),
-        Linear(text.q.weight.data, text.q.bias.data),
+        small(linear_of(text.q)),
         text.norm_q.weight.data,
-        Linear(text.o.weight.data, text.o.bias.data),
-        change(Linear(block.ffn[0].weight.data, block.ffn[0].bias.data)),
-        change(Linear(block.ffn[2].weight.data, block.ffn[2].bias.data)),
+        small(linear_of(text.o)),
+        large(linear_of(block.ffn[0])),
+        large(linear_of(block.ffn[2])),
     )
 
 

@@ -9,6 +9,7 @@ from livetalk.conditions import Conditions
 from livetalk.models.dit import DiTConfig, WanDiT, initialise
 from livetalk.models.kv_cache import CacheConfig
 from livetalk.rollout import denoise_block, new_cache
+from livetalk.streaming.engine import denoiser
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.denoiser import DenoisedStream, Denoiser
 
@@ -123,6 +124,27 @@ def test_fp8_linears_stay_within_their_budget():
     wanted = plain_blocks(dit, cache, conditions, noise)
     given = fast_blocks(fast(dit, cache, replace(PLAIN, linears="fp8")), conditions, noise)
     assert 1e-4 < worst(given, wanted) < 3e-2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("attention", ["sdpa", "half"])
+def test_products_in_bfloat16_stay_within_their_budget(attention):
+    """Of the flow of one pass; the cache is filled by the passes before."""
+    dit, cache = network(replace(TINY, dim=64, ffn_dim=128), torch.float32), CacheConfig(9, 3, 3)
+    conditions, noise = inputs(dit, cache, 4, levels=(1000.0,))
+    wanted = plain_blocks(dit, cache, conditions, noise, levels=(1000.0,))
+    config = replace(PLAIN, linears="bfloat16", attention=attention)
+    given = fast_blocks(fast(dit, cache, config, levels=(1000.0,)), conditions, noise)
+    assert 1e-4 < worst(given[:1], wanted[:1]) < 1e-2
+
+
+def test_bfloat16_is_taken_by_measurement(monkeypatch):
+    for pays in (True, False):
+        monkeypatch.setattr(denoiser, "halves_pay", lambda *_, pays=pays: pays)
+        made = Denoiser(network(dtype=torch.float32), CacheConfig(), 2, 2, LEVELS, replace(PLAIN, linears="auto"))
+        assert made.linears == ("bfloat16" if pays else "exact")
+    made = Denoiser(network(), CacheConfig(), 2, 2, LEVELS, replace(PLAIN, linears="auto"))
+    assert made.linears == "exact"
 
 
 def test_positions_that_are_not_kept_are_refused():
