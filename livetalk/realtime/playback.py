@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from livetalk.realtime.talker import Caption, SpeechEnded, SpeechStarted
 
+AUDIBLE_S = 0.001
+"""Less than that is rounding: sound is counted in samples of several rates."""
+
 
 @dataclass
 class Playing:
@@ -58,7 +61,9 @@ class Playback:
         while self.turns:
             playing = self.turns[0]
             over = playing.end is not None and playing.heard >= playing.pushed
-            if not playing.shown and (playing.heard or over):
+            if not playing.shown:
+                if playing.heard < AUDIBLE_S and not over:
+                    return happened
                 playing.shown = True
                 happened.append(SpeechStarted(playing.turn))
             while playing.captions and (over or playing.captions[0].at_ms < 1000 * playing.heard):

@@ -88,14 +88,16 @@ class FakeStage:
 
 
 class Counter:
-    """A thinker whose n-th answer (n: the number of what the user said) is `sentences` times "Turn n ..."."""
+    """A thinker that says `sentences` times "Turn n ..."; n is the last word of what the user said, if that is a
+    number, else how often the user has said something."""
 
     def __init__(self, sentences: int = 3, piece_s: float = 0.0) -> None:
         self.sentences, self.piece_s = sentences, piece_s
         self.open = 0
 
     def think(self, lines):
-        number = sum(line.user for line in lines)
+        word = lines[-1].text.split()[-1]
+        number = int(word) if word.isdigit() else sum(line.user for line in lines)
         self.open += 1
         try:
             for _ in range(self.sentences):

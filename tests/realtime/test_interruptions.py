@@ -38,11 +38,11 @@ async def interrupted(conversation: Conversation, stage: Watched, dice: Random, 
     """Returns how many interruptions stopped something."""
     stopped = 0
     while stopped < times:
-        turn = await conversation.say(f"Sentence of {dice.random()}")
+        turn = await conversation.say(f"Sentence {stage.over + 1}")
         await asyncio.sleep(dice.choice([0, 0, 0.001, 0.005, 0.01, 0.02]))
         if dice.random() < 0.3:
             # The next sentence interrupts.
-            following = await conversation.say("Another")
+            following = await conversation.say(f"Sentence {turn + 1}")
             assert following == turn + 1
             stage.over, stopped, turn = turn, stopped + 1, following
             await asyncio.sleep(dice.choice([0, 0.002]))
