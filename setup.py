@@ -17,6 +17,10 @@ EXTRAS = {
         *("fastapi>=0.115", "uvicorn>=0.30", "websockets>=13"),
         *("av>=14", "aiortc>=1.14", "prometheus-client>=0.20"),
     ],
+    # The avatar in rooms of LiveKit.
+    "livekit": ["livekit-agents>=1.8,<2"],
+    # One address for the servers of several GPUs.
+    "ray": ["ray[serve]>=2.50", "httpx>=0.27"],
     # Tracking long training runs.
     "train": ["wandb>=0.20"],
     # Faster attention on Hopper GPUs; everything works without it.

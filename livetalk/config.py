@@ -26,6 +26,7 @@ from livetalk.models.kv_cache import POSITIONS
 from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
+from livetalk.realtime.livekit_settings import LivekitRun
 from livetalk.realtime.server.settings import ServeRun
 from livetalk.streaming.bench import BenchRun
 from livetalk.training.audio import AudioTrainingConfig
@@ -363,6 +364,7 @@ RUNS: dict[str, type] = {
     "ablate": AblateRun,
     "bench": BenchRun,
     "serve": ServeRun,
+    "livekit_agent": LivekitRun,
     "make_world": WorldSamples,
     "prepare_data": PrepareRun,
 }
