@@ -28,13 +28,15 @@ SLACK = 1.0  # seconds that a clip's beginning may be put off for a better refer
 
 @dataclass(frozen=True)
 class Task:
-    """What does not change from video to video. length: frames of a clip; shape: (height, width) of its pictures."""
+    """What does not change from video to video. length: frames of a clip; shape: (height, width) of its pictures;
+    improve: what improves reference pictures, "" for nothing."""
 
     footage: Path
     folder: Path
     length: int
     shape: tuple[int, int]
     limits: Limits
+    improve: str = ""
 
     def sources(self) -> Path:
         return self.folder / "sources"
@@ -44,6 +46,13 @@ class Task:
 
     def sound(self, clip: str) -> Path:
         return self.folder / "kept" / f"{clip}.wav"
+
+    def improved(self, clip: str) -> Path:
+        return self.folder / "improved" / f"{clip}.png"
+
+    def reference(self, clip: str) -> Path:
+        """The picture that stands for a kept clip."""
+        return self.improved(clip) if self.improve else self.picture(clip)
 
     def strip(self, clip: str) -> Path:
         return self.folder / "strips" / f"{clip}.jpg"

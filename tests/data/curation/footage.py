@@ -119,8 +119,12 @@ def plant(folder: Path, clips: list[Clip]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     a, b, c, d, e, f, g, h = clips
     write_video(folder / "good-16fps.mp4", a.frames, a.pcm)
-    write_video(folder / "good-25fps.mkv", *swap(at_rate(b.frames, 25), b.pcm), codecs=("libx264", "libopus"), rate=48_000)
-    write_video(folder / "good-30fps.webm", *swap(at_rate(c.frames, 30), c.pcm), codecs=("libvpx", "libopus"), rate=48_000)
+    write_video(
+        folder / "good-25fps.mkv", *swap(at_rate(b.frames, 25), b.pcm), codecs=("libx264", "libopus"), rate=48_000
+    )
+    write_video(
+        folder / "good-30fps.webm", *swap(at_rate(c.frames, 30), c.pcm), codecs=("libvpx", "libopus"), rate=48_000
+    )
     write_video(folder / "good-wide.mp4", on_canvas(d.frames, 320, 640), d.pcm)
     write_video(folder / "good-sound-begins-late.mp4", e.frames, e.pcm[4800:], late=0.3)
     write_video(folder / "good-portrait-rotated.mp4", on_canvas(f.frames, 384, 256), f.pcm, turned=90)

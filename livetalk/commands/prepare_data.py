@@ -1,0 +1,249 @@
+"""`bash scripts/prepare_data.sh FOLDER`: people's own videos become clips to train on.
+
+Videos are looked at in several processes (livetalk/data/curation), their results kept one by one, so that a run that
+was stopped goes on. Then, in runs/NAME: clips.jsonl, every clip with what was measured and why it is not kept;
+sheet.jpg, to look at; conditions.txt, lines prompt@@image@@audio; clips/ and held_out/, encoded, which training reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from livetalk.commands.memory import bytes_of, table
+from livetalk.config import PrepareRun
+from livetalk.data import encoded
+from livetalk.data.curation import listing
+from livetalk.data.curation.examine import Tools
+from livetalk.data.curation.footage import frames, probe, require_av
+from livetalk.data.curation.framing import Crop, cropped
+from livetalk.data.curation.improve import improve, improver_of
+from livetalk.data.curation.source import Task, do_source, pending, records
+from livetalk.data.curation.voice import Energy, Silero
+from livetalk.devices import device_of, precision_of, settle_gpu
+from livetalk.faces import DlibFaces, DlibIdentity, named
+from livetalk.families import encoders_of
+from livetalk.media import fit_image, read_audio, read_image
+
+log = logging.getLogger(__name__)
+KEPT_OF_RUN = ("folder", "height", "width", "clip_latents", "faces", "identity", "voice", "prompts", "seed")
+"""What decides which clips there are, beside the limits."""
+
+KEYS = """
+FOLDER                 your videos, at any depth: any size, rate and codec; they are only read
+name=NAME              everything goes to runs/NAME; the same name continues where a run stopped
+model=MODEL            whose encoders encode the clips: nano, a family's folder, livetalk-1.3b ...
+height=N width=N clip_latents=N   size of the pictures, and length in latent frames (25: 97 frames, 6.06 s)
+held_out=N             clips to judge by, of videos of their own
+workers=N              processes that look at videos
+part=I parts=N         this machine looks at every N-th video from the I-th on; a call without parts ends the work
+improve=WHAT           a folder of a diffusers pipeline or module:function that makes reference pictures better
+prompts=WHAT           motion (written from measured motion), or module:function, (frames, sound) -> text
+faces=WHAT identity=WHAT voice=WHAT   dlib, dlib and silero; or energy for voice; or your own as module:name
+limits.NAME=VALUE      what a clip must be like: see docs/own-data.md
+Without --config: the nano family's size. configs/prepare_data_1.3b.yaml has the published models'.
+"""
+
+
+def prepare_data(run: PrepareRun, dry_run: bool = False) -> None:
+    """Looks, lists, encodes. Prints what became of the footage and, last, the command that uses it.
+
+    Raises ValueError for settings that cannot be, missing packages, and footage of which nothing can be kept.
+    """
+    if not run.folder:
+        raise ValueError("no footage is named: bash scripts/prepare_data.sh FOLDER")
+    root = Path("runs") / run.name
+    task = Task(Path(run.folder).resolve(), root / "curation", run.frames, run.shape, run.limits, run.improve)
+    videos, todo = pending(task)
+    if dry_run:
+        print(memory(run, len(videos), len(todo)))
+        return
+    require_av()
+    tools = tools_of(run)
+    names = ("vae", "audio", "text") if run.text else ("vae", "audio")
+    parts = encoders_of(run.model, names)
+    print(f"prepare_data: {len(videos)} videos in {task.footage}, {len(todo)} to look at, to {root}", flush=True)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    settings = {name: getattr(run, name) for name in KEPT_OF_RUN}
+    encoded.claim(task.folder / encoded.INDEX, {**settings, "folder": str(task.footage), "limits": asdict(run.limits)})
+    look_at([path for path in videos[run.part :: run.parts] if path in set(todo)], run, task, tools)
+    if run.parts > 1:
+        print(f"part {run.part} of {run.parts} is done: call again without parts when all are")
+        return
+    found = improved(records(task), run, task, tools)
+    listing.write_lines(root / "clips.jsonl", found)
+    listing.write_sheet(root / "sheet.jpg", found, task, run.sheet)
+    print(listing.table(found))
+    if not any(record["kept"] for record in found):
+        raise ValueError(f"no clip of {len(videos)} videos can be kept: {root / 'clips.jsonl'} says why")
+    train, held_out = listing.divide(found, run.held_out)
+    listing.write_conditions(root / "conditions.txt", [*train, *held_out], task)
+    device = device_of(run.device)
+    settle_gpu()
+    modules = {part.name: part.load(device) for part in parts}
+    for folder, chosen in ((root / "clips", train), (root / "held_out", held_out)):
+        if chosen:
+            encode(chosen, folder, run, task, modules)
+    print(
+        f"clips: {len(train)} in {root / 'clips'}, {len(held_out)} in {root / 'held_out'}; to look at: {root}/sheet.jpg"
+    )
+    print(f"use them: {next_command(run, root, len(train), len(held_out))}")
+
+
+def next_command(run: PrepareRun, root: Path, count: int, held_out: int) -> str:
+    size = f"geometry.height={run.height} geometry.width={run.width}"
+    return (
+        f"bash scripts/generate_ode_pairs.sh name={run.name} prepared={root} count={count} held_out={held_out} {size}"
+    )
+
+
+# Looking at videos
+
+
+def tools_of(run: PrepareRun) -> Tools:
+    """Raises ValueError, with the remedy, for what is not installed or not known."""
+    return Tools(
+        named(run.faces, "faces", {"dlib": DlibFaces}),
+        named(run.voice, "voice", {"silero": Silero, "energy": Energy}),
+        named(run.identity, "identity", {"dlib": DlibIdentity}) if run.identity else None,
+        None if run.prompts == "motion" else named(run.prompts, "prompts", {}),
+    )
+
+
+def look_at(todo: list[Path], run: PrepareRun, task: Task, tools: Tools) -> None:
+    """Every video that is not done, in up to run.workers processes."""
+    with spread(min(run.workers, len(todo)), start_worker, (run, task)) as each:
+        work = each(work_on, todo) if each else (do_source(path, task, tools) for path in todo)
+        for done, found in enumerate(work, 1):
+            kept = [record for record in found if record["kept"]]
+            first = found[0]["source"] if found else "a video"
+            log.info("%d/%d videos: %s, %d of %d clips kept", done, len(todo), first, len(kept), len(found))
+
+
+@contextmanager
+def spread(workers: int, start: Callable, settings: tuple) -> Iterator[Callable | None]:
+    """map over processes that were prepared by start(*settings), in order; None for fewer than two of them."""
+    if workers < 2:
+        yield None
+        return
+    with get_context("spawn").Pool(workers, start, settings) as pool:
+        yield partial(pool.imap, chunksize=1)
+
+
+_own: dict[str, object] = {}
+"""What a process of the pool holds: its task and tools. Empty in the main process."""
+
+
+def start_worker(run: PrepareRun, task: Task) -> None:
+    torch.set_num_threads(1)  # the processes share the cores already
+    _own.update(task=task, tools=tools_of(run))
+
+
+def work_on(path: Path) -> list[dict]:
+    return do_source(path, _own["task"], _own["tools"])
+
+
+def improved(found: list[dict], run: PrepareRun, task: Task, tools: Tools) -> list[dict]:
+    """The records, those whose improved reference picture cannot be used no longer kept."""
+    if not run.improve:
+        return found
+    folder = task.folder / "improved"
+    folder.mkdir(exist_ok=True)
+    encoded.claim(folder / encoded.INDEX, {"improve": run.improve})
+    improver = improver_of(run.improve, str(device_of(run.device)))
+    out = []
+    for record in found:
+        why = improve(record["clip"], task, improver, tools) if record["kept"] else []
+        reasons = [{"reason": "reference", "detail": detail} for detail in why]
+        out.append(record | {"kept": False, "reasons": reasons} if why else record)
+    return out
+
+
+# Encoding
+
+
+def encode(chosen: list[dict], folder: Path, run: PrepareRun, task: Task, modules: dict) -> None:
+    """The clips into shards, as far as they are not there yet."""
+    device = next(modules["vae"].parameters()).device
+    dtype = precision_of("auto", device)
+    with spread(min(run.workers, len(chosen)), start_reader, (task,)) as each:
+
+        def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
+            wanted = chosen[start:stop]
+            shown = iter(each(read_frames, wanted) if each else (pictures_of(record, task) for record in wanted))
+            groups = [wanted[low : low + run.chunk] for low in range(0, len(wanted), run.chunk)]
+            made = [encode_group(group, list(islice(shown, len(group))), run, task, modules, dtype) for group in groups]
+            tensors = {name: torch.cat([part[name] for part in made]) for name in made[0]}
+            return tensors, [record["prompt"] for record in wanted]
+
+        encoded.write(folder, len(chosen), run.shard, description(chosen, run, modules), make)
+
+
+def description(chosen: list[dict], run: PrepareRun, modules: dict) -> dict:
+    """All that the encoded clips depend on."""
+    said = json.dumps([[record["clip"], record["prompt"]] for record in chosen])
+    return {
+        "encoders": encoded.fingerprint(modules["vae"], modules["audio"]),
+        "text": encoded.fingerprint(modules["text"]) if run.text else "",
+        "improve": run.improve,
+        "size": [run.height, run.width],
+        "clips": hashlib.sha256(said.encode()).hexdigest()[:16],
+    }
+
+
+def encode_group(
+    group: list[dict], shown: list[np.ndarray], run: PrepareRun, task: Task, modules: dict, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    pcm = torch.from_numpy(np.stack([read_audio(task.sound(record["clip"])) for record in group]))
+    found = encoded.encode_excerpt(torch.from_numpy(np.stack(shown)), pcm, modules["vae"], modules["audio"], dtype)
+    found = {name: value.cpu() for name, value in found.items()}
+    device = next(modules["vae"].parameters()).device
+    if run.improve:
+        better = [fit_image(read_image(task.improved(record["clip"])), *run.shape) for record in group]
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            found["reference"] = modules["vae"].encode(torch.stack(better)[:, :, None].to(device)).bfloat16().cpu()
+    if run.text:
+        found["text"] = modules["text"].encode([record["prompt"] for record in group]).bfloat16().cpu()
+    return found
+
+
+def start_reader(task: Task) -> None:
+    _own["task"] = task
+
+
+def read_frames(record: dict) -> np.ndarray:
+    return pictures_of(record, _own["task"])
+
+
+def pictures_of(record: dict, task: Task) -> np.ndarray:
+    """The frames of a kept clip once more, uint8 [T, H, W, 3]. Raises ValueError if its video has changed."""
+    path, start = task.footage / record["source"], record["frame"]
+    shown = (one.picture for one in frames(probe(path), start, start + task.length))
+    out = cropped(shown, Crop(*record["crop"], record["figures"]["face"]), task.shape)
+    if len(out) != task.length:
+        raise ValueError(f"{path} gives {len(out)} of {task.length} frames: it has changed, start again")
+    return out
+
+
+def memory(run: PrepareRun, videos: int, todo: int) -> str:
+    """What encoding would take on one device: the encoders and the pictures of one pass."""
+    names = ("vae", "audio", "text") if run.text else ("vae", "audio")
+    rows = {}
+    for part in encoders_of(run.model, names):
+        with torch.device("meta"):
+            rows[part.name] = bytes_of(part.build().parameters(), torch.float32)
+    pixels = run.chunk * run.frames * run.height * run.width * 3
+    rows |= {"pictures of a pass": pixels * 5, "within the VAE (estimate)": pixels * 4 * 16}
+    return table(f"prepare_data: {videos} videos, {todo} to look at; {run.chunk} clips a pass", rows)
