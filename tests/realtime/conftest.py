@@ -39,7 +39,8 @@ def run(main: Coroutine, within: float = 20.0):
 
     before = threading.active_count(), files()
     result = asyncio.run(watched())
-    gc.collect()
+    if (threading.active_count(), files()) != before:
+        gc.collect()
     assert (threading.active_count(), files()) == before, "threads or files are left"
     return result
 
