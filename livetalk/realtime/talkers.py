@@ -48,7 +48,7 @@ class Talkers:
         if self.config.thinker == "smollm2":
             from livetalk.realtime.smollm import SmolLM2
 
-            return SmolLM2(self.config.instructions, self.config.memory)
+            return SmolLM2.load(self.config.instructions, self.config.memory)
         from livetalk.realtime.rules import Rules
 
         return Rules(self.config.seed)
