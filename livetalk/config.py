@@ -1,4 +1,4 @@
-"""Run configs: a YAML file plus `key=value` overrides become one frozen dataclass. The only file that knows OmegaConf.
+"""Run configs: the dataclass that each command takes, composed of those that lie beside components.
 
 The key `run:` of a file names its schema in RUNS; every other key must exist in that schema, and a misspelt one is
 refused with the nearest known name.
@@ -6,12 +6,9 @@ refused with the nearest known name.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from livetalk.data.curation.settings import PrepareRun
 from livetalk.data.world.take import WorldConfig
@@ -28,6 +25,8 @@ from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
 from livetalk.realtime.livekit_settings import LivekitRun
 from livetalk.realtime.server.settings import ServeRun
+from livetalk.schemas import flat as flat
+from livetalk.schemas import read
 from livetalk.streaming.bench import BenchRun
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
@@ -152,14 +151,15 @@ class TeacherRun:
     process only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one
     encodes them. start: a family whose teacher and text encoder the run begins with. With flow.causal the teacher (of
     `start`, else of `family`) becomes one that sees no later blocks, part `teacher_causal`; its text encoder stays
-    as it is. tracking: figures to Weights &
-    Biases, too (off, offline, online), as one of the runs of `project`.
+    as it is. prepared: what prepare_data left (runs/NAME), whose clips are taken instead of the world's. tracking:
+    figures to Weights & Biases, too (off, offline, online), as one of the runs of `project`.
     """
 
     run: str = "train_teacher"
     name: str = "nano"
     family: str = "livetalk/assets/nano"
     start: str = ""
+    prepared: str = ""
     device: str = "auto"
     clips: int = 4096
     clip_latents: int = 25
@@ -187,11 +187,12 @@ class PairsRun:
     """`scripts/generate_ode_pairs.sh`: trajectories of a family's teacher, to runs/NAME/pairs.
 
     count, held_out: pairs to train on and to judge by; shard: pairs a file, chunk: pairs a pass. Pictures, sound and
-    prompts come from the world; or from a manifest of lines prompt@@image@@audio, the last of which are held out; or,
-    to train on, from a folder of encoded clips. steps: of the teacher, visiting each of the student's timesteps. part
-    of parts: with parts > 1 the process makes only its part of the shards. source: the part whose trajectories they
-    are, teacher or teacher_causal. spoiled: share of the pairs to train on whose picture is blurred or wrongly cropped
-    and whose prompt describes no motion (data/spoil.py), to see what curated conditions are worth.
+    prompts come from the world; or from a manifest of lines prompt@@image@@audio, the last of which are held out; or
+    from what prepare_data left in the folder `prepared`, train and held-out clips; or, to train on, from a folder of
+    encoded clips. steps: of the teacher, visiting each of the student's timesteps. part of parts: with parts > 1 the
+    process makes only its part of the shards. source: the part whose trajectories they are, teacher or teacher_causal.
+    spoiled: share of the pairs to train on whose picture is blurred or wrongly cropped and whose prompt describes no
+    motion (data/spoil.py), to see what curated conditions are worth.
     """
 
     run: str = "generate_ode_pairs"
@@ -200,6 +201,7 @@ class PairsRun:
     source: str = "teacher"
     device: str = "auto"
     manifest: str = ""
+    prepared: str = ""
     clips: str = ""
     count: int = 4096
     held_out: int = 128
@@ -223,9 +225,12 @@ class PairsRun:
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
-        if self.spoiled and (self.manifest or self.clips):
+        given = [name for name in ("manifest", "prepared", "clips") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are set: pairs have one source, keep one of them")
+        if self.spoiled and given:
             raise ValueError(
-                f"spoiled={self.spoiled}: only pairs of the synthetic world are spoiled, leave manifest= and clips= out"
+                f"spoiled={self.spoiled}: only pairs of the synthetic world are spoiled, leave {given[0]}= out"
             )
 
 
@@ -268,8 +273,10 @@ class DmdRun:
 
     It starts from the ODE student, which is kept as part `student_ode`; teacher and critic start from the teacher.
     pairs, pairs_config, source: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing
-    ODE student is trained first, "" for not at all. shown: clips the student is sampled for at every checkpoint. train:
-    also how the student learns; critic: how the critic does. tracking, project: as in OdeRun.
+    ODE student is trained first, "" for not at all. prepared: what prepare_data left (runs/NAME), whose clips are taken
+    instead of pairs, and whose pictures are what the student is held against. shown: clips the student is sampled for
+    at every checkpoint. train: also how the student learns; critic: how the critic does. tracking, project: as in
+    OdeRun.
 
     The best checkpoint, which is exported, is the one of highest A/V correlation, as the family's judges see it on
     held-out pairs, among those whose motion, contrast, sharpness and identity stay as near to the teacher's as `health`
@@ -284,6 +291,7 @@ class DmdRun:
     device: str = "auto"
     pairs: str = ""
     pairs_config: str = ""
+    prepared: str = ""
     ode_config: str = ""
     shown: int = 32
     negative_prompt: str = ""
@@ -372,128 +380,5 @@ ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output"
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None, run: str = "inference") -> Any:
-    """Reads a run config.
-
-    path: YAML file, or None for the defaults of schema `run`. overrides: `key=value` with dots for nested keys.
-    Values are literal: nothing is interpolated. Raises ValueError, in one line with a remedy, for anything that is not
-    a valid config.
-    """
-    from omegaconf import OmegaConf
-
-    data = _read_yaml(path) if path is not None else {}
-    name = data.get("run", run)
-    if not isinstance(name, str) or name not in RUNS:
-        raise ValueError(f"{path or 'config'}: run: {name!r} is not known{_hint(str(name), RUNS)}")
-    schema, where = RUNS[name], f"{path}: "
-    merged = OmegaConf.structured(schema)
-    for key, value in data.items():
-        known = ALIASES.get(key, key)
-        if known != key and known in data:
-            raise ValueError(f"{where}{key!r} and {known!r} are the same key: keep one")
-        merged = _refusing(OmegaConf.merge, merged, _checked({known: value}, schema, where), where=where)
-    for item in overrides or []:
-        merged = _refusing(OmegaConf.merge, merged, _checked(_override(item, schema), schema, ""), where="")
-    return _refusing(OmegaConf.to_object, merged, where="")
-
-
-def _refusing(act: Callable, *arguments: Any, where: str) -> Any:
-    """act(*arguments), with what OmegaConf refuses as a ValueError of one line that names the key."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return act(*arguments)
-    except OmegaConfBaseException as error:
-        # Of the elements of a list neither key nor value is known here, and the message is an unfilled template.
-        change = arguments[-1]
-        reason = str(error).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE'", f"in {change}")
-        raise ValueError(f"{where}{error.full_key or ', '.join(map(str, change))}: {reason}") from error
-
-
-def _read_yaml(path: str | Path) -> dict:
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config {path} is not a file: name one of configs/*.yaml")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"config {path} is empty or not a mapping: it needs at least `run: NAME`")
-    return data
-
-
-def _override(item: str, schema: type) -> dict:
-    """`a.b=value` as the nested mapping it stands for. Texts stay as typed: YAML would turn `off` into False."""
-    import yaml
-
-    key, equals, text = item.partition("=")
-    key = ALIASES.get(key.strip(), key.strip())
-    if not equals or not key:
-        raise ValueError(f"argument {item!r} is not key=value: write for example seed=1")
-    if key == "run":
-        raise ValueError(f"argument {item!r}: the script or the config file says what to run")
-    if _leaf_type(key, schema) is str:
-        value: Any = text
-    else:
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{key}={text!r} cannot be read: {str(error).splitlines()[0]}") from error
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def _checked(data: dict, schema: type, where: str) -> dict:
-    """`data` with every key known to `schema`, every text a text, and nothing that OmegaConf would interpolate."""
-    types = get_type_hints(schema)
-    out = {}
-    for key, value in data.items():
-        if key not in types:
-            raise ValueError(f"{where}unknown key {key!r}{_hint(str(key), types)}")
-        if is_dataclass(types[key]):
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}{key}: {value!r} is not a mapping of {', '.join(get_type_hints(types[key]))}")
-            out[key] = _checked(value, types[key], f"{where}{key}: ")
-        elif types[key] is str and not isinstance(value, str):
-            raise ValueError(f"{where}{key}: {value!r} is not text: put it in quotes")
-        else:
-            out[key] = _literal(value, f"{where}{key}")
-    return out
-
-
-def _literal(value: Any, where: str) -> Any:
-    if isinstance(value, list):
-        return [_literal(item, where) for item in value]
-    if value == "???":
-        raise ValueError(f"{where}: '???' is not a value: write something else")
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-def _leaf_type(path: str, schema: type) -> Any:
-    head, _, rest = path.partition(".")
-    types = get_type_hints(schema)
-    if head not in types:
-        raise ValueError(f"unknown key {head!r}{_hint(head, {*types, *ALIASES})}")
-    if not rest:
-        return types[head]
-    if not is_dataclass(types[head]):
-        raise ValueError(f"key {path!r}: {head!r} has no parts")
-    return _leaf_type(rest, types[head])
-
-
-def _hint(word: str, known: Any) -> str:
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f": known are {', '.join(sorted(known))}"
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every leaf of a config under its dotted name, for logs and JSON."""
-    out: dict[str, Any] = {}
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        name = prefix + entry.name
-        out.update(flat(value, name + ".") if is_dataclass(value) else {name: value})
-    return out
+    """Reads a run config: schemas.read of RUNS, by default the one of `run`."""
+    return read(path, overrides or [], RUNS, run, ALIASES)

@@ -42,7 +42,8 @@ ARROWS = {
     "streaming": {*BASE, "models", "rollout", "media", "graphs"},
     "realtime": {"geometry", "streaming", "media", "espeak"},
     # The wiring: what composes rooms that do not know each other. Nothing but these may import config.
-    "config": {"geometry", "models", "training", "data", "evaluation", "streaming", "realtime"},
+    "schemas": set(),
+    "config": {"schemas", "geometry", "models", "training", "data", "evaluation", "streaming", "realtime"},
     "families": {*BASE, "config", "devices", "models", "rollout", "parts", "pipeline", "streaming", "OmniAvatar"},
     "cli": {"config"},
     "commands": {
