@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -46,9 +47,8 @@ class EspeakVoice:
 def timed(sentence: str, times: dict[int, float]) -> tuple[tuple[float, str], ...]:
     """Words of a sentence with their milliseconds, where `times` tells some of them by their first letter's place; a
     word that is not told begins with the one before."""
-    starts = _starts(sentence)
     words, latest = [], 0.0
-    for start, stop in zip(starts, [*starts[1:], len(sentence)], strict=True):
+    for start, stop in pairwise([*_starts(sentence), len(sentence)]):
         latest = max(latest, times.get(start, latest))
         words.append((latest, sentence[start:stop]))
     return tuple(words)
