@@ -210,12 +210,12 @@ async def body_of(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _refused(studio: Studio, request: Request, refused: Refused) -> Response:
+async def _refused(studio: Studio, request: Request, refused: Refused) -> Response:
     studio.metrics.refused.labels(refused.code).inc()
     return JSONResponse({"error": refused.code, "message": str(refused)}, refused.status)
 
 
-def _not_routed(request: Request, error: HTTPException) -> Response:
+async def _not_routed(request: Request, error: HTTPException) -> Response:
     return JSONResponse({"error": "not_routed", "message": str(error.detail)}, error.status_code, error.headers)
 
 

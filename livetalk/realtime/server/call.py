@@ -97,6 +97,7 @@ class Call:
         self._active = self._allowance_at = time.monotonic()
         self._allowance = BURST_S * studio.run.limits.messages_per_s
         self._refused = self._frames = 0
+        self._silent = False
 
     # Beginning and end
 
@@ -130,7 +131,8 @@ class Call:
         try:
             await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
             self._blame(tasks)
-            self._peer.send(protocol.written(protocol.Ended(self.reason, self._message)))
+            self._send(protocol.Ended(self.reason, self._message))
+            self._silent = True
             await asyncio.sleep(LAST_WORD_S)
         finally:
             for task in (*tasks, ending):
@@ -281,9 +283,10 @@ class Call:
             now = time.monotonic()
             if self._conversation.state != "idle":
                 self._active = now
+            complete = peer.connected.is_set() and peer.there.is_set()
             if peer.gone.is_set():
-                self.end("left" if peer.connected.is_set() else "unconnected")
-            elif not peer.connected.is_set() and now - self.began > limits.connect_s:
+                self.end("left" if complete else "unconnected")
+            elif not complete and now - self.began > limits.connect_s:
                 self.end("unconnected")
             elif now - self._active > limits.idle_s:
                 self.end("idle")
@@ -348,7 +351,7 @@ class Call:
         self._send(protocol.Problem(refused.code, str(refused)))
 
     def _send(self, event: protocol.Event) -> None:
-        if not self._peer.send(protocol.written(event)):
+        if not self._silent and not self._peer.send(protocol.written(event)):
             self.end("stuck")
 
 

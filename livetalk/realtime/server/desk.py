@@ -45,8 +45,10 @@ class Desk:
         self.studio.metrics.sessions.set(len(self._calls))
         try:
             answer = await call.open(offer, face, prompt)
-        except BaseException:
+        except BaseException as error:
             await self._see_out(call)
+            if isinstance(error, ValueError) and not isinstance(error, Refused):
+                raise Refused("refused", str(error), 422) from error
             raise
         self.studio.metrics.opened.inc()
         self.studio.metrics.opening.observe(time.monotonic() - call.began)

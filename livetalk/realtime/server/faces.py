@@ -83,7 +83,9 @@ def decode(data: bytes, kind: str, most_pixels: int) -> Image.Image:
                 opened.draft("RGB", (KEPT_SIDE, KEPT_SIDE))
                 opened.load()
                 picture = to_rgb(opened)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise Refused("too_many_pixels", f"at most {most_pixels / 1e6:g} million pixels are taken", 413) from error
+    except UnidentifiedImageError as error:
         raise Refused("bad_picture", f"this is not a {TYPES[kind]} picture", 422) from error
     except Refused:
         raise

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 TEXT = "AI-generated"
-MARGIN = 0.024
+MARGIN = 0.02
 """From the corner to the mark, of the picture's height; the mark's letters are twice as high."""
 STRENGTH = 0.62
 """Of the dark ground under the letters."""

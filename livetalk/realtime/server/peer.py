@@ -80,7 +80,7 @@ class Peer:
     """loopback: offer 127.0.0.1 to the viewer, too. on_message: called with each text or bytes of the control channel,
     on_open once it is there.
 
-    `connected` and `gone` are set when media can flow and when they no longer can.
+    `connected` and `gone` are set when media can flow and when they no longer can; `there` when messages can.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Peer:
         on_open: Callable[[], None],
         on_message: Callable[[str | bytes], None],
     ) -> None:
-        self.connected, self.gone = asyncio.Event(), asyncio.Event()
+        self.connected, self.there, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.voice: deque[np.ndarray] = deque(maxlen=MOST_VOICE)
         self._heard = asyncio.Event()
         self._network, self._loopback = network, loopback
@@ -185,6 +185,7 @@ class Peer:
         self._channel = channel
         channel.on("message", self._on_message)
         channel.on("close", self.gone.set)
+        self.there.set()
         self._on_open()
 
     def _tracked(self, track: MediaStreamTrack) -> None:

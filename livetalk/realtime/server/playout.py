@@ -29,18 +29,18 @@ MOST_FRAMES = 8
 MOST_SOUND = 2 * SEND_RATE
 """Samples that may wait to be sent."""
 
-TAPS = 16
+TAPS = 24
 FACTOR = SEND_RATE // SAMPLE_RATE
 FADE = 96
 """Samples over which sound that was cut off fades, 6 ms at SAMPLE_RATE: a step to silence would click."""
 
 
 class Upsampler:
-    """Sound at SAMPLE_RATE in pieces -> at SEND_RATE, TAPS / 2 samples (0.5 ms) late, the same however it is cut."""
+    """Sound at SAMPLE_RATE in pieces -> at SEND_RATE, TAPS / 2 samples (0.75 ms) late, the same however it is cut."""
 
     def __init__(self) -> None:
         at = (np.arange(TAPS * FACTOR) - (TAPS * FACTOR - 1) / 2) / FACTOR
-        low_pass = np.sinc(0.94 * at) * np.kaiser(TAPS * FACTOR, 7.0)
+        low_pass = np.sinc(0.95 * at) * np.kaiser(TAPS * FACTOR, 6.0)
         phases = low_pass.reshape(TAPS, FACTOR).T
         self._phases = (phases / phases.sum(axis=1, keepdims=True)).astype(np.float32)
         self._past = np.zeros(TAPS - 1, np.float32)

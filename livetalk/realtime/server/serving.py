@@ -66,8 +66,14 @@ def warm(studio: Studio) -> None:
         session.next_block(fill=True)
 
 
-async def serve(studio: Studio, listener: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serves until it is told to stop by a signal. ready: called with the address once requests are answered."""
+async def serve(
+    studio: Studio,
+    listener: socket.socket,
+    ready: Callable[[str], None],
+    made: Callable[[uvicorn.Server], None] = lambda server: None,
+) -> None:
+    """Serves until it is told to stop, by a signal or by `should_exit` of the server that `made` is given. ready:
+    called with the address once requests are answered."""
     config = uvicorn.Config(
         make_app(studio),
         log_config=None,
@@ -83,6 +89,7 @@ async def serve(studio: Studio, listener: socket.socket, ready: Callable[[str], 
         timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
+    made(server)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)

@@ -102,7 +102,7 @@ class ServeRun:
     names: tuple[str, ...] = ()
     sessions: int = 2
     mark: bool = True
-    size: int = 256
+    size: int = 384
     logs: str = "json"
     limits: Limits = Limits()
     network: Network = Network()

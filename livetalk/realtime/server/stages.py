@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from livetalk.realtime.conversation import Stage
 from livetalk.streaming.session import Dropped
 
 STAGES = ("speak", "perform", "send")
-AUDIBLE = 1e-3
+AUDIBLE = 2e-4
 """Of full scale: what is below is silence."""
 
 
@@ -40,10 +41,8 @@ class Stopwatch:
         """Of each stage, from the end of the one before; only where all are known."""
         if self.total is None:
             return {}
-        times = [self.began, *self.marks.values()]
-        return {
-            stage: round(1000 * (after - before)) for stage, before, after in zip(STAGES, times[:-1], times[1:], strict=True)
-        }
+        times = pairwise([self.began, *self.marks.values()])
+        return {stage: round(1000 * (after - before)) for stage, (before, after) in zip(STAGES, times, strict=True)}
 
 
 class Watched:
