@@ -33,6 +33,9 @@ class Seat(Protocol):
     def reset(self) -> None:
         """Before the first block."""
 
+    def features(self, sound: Tensor, frames: range) -> Tensor:
+        """What frames hear, [1, n, C], from sound [1, S] of exactly their span."""
+
     def denoise(self, conditions: Conditions, noise: Tensor) -> Tensor:
         """Clean latents of the next block, from noise [steps, *shape of the latents]."""
 
@@ -94,6 +97,9 @@ class PlainSeat:
     def reset(self) -> None:
         self._cache.reset()
         self._decoder.reset()
+
+    def features(self, sound: Tensor, frames: range) -> Tensor:
+        return self.performer.hearing.features(sound, frames)
 
     def denoise(self, conditions: Conditions, noise: Tensor) -> Tensor:
         waiting: Iterator[Tensor] = iter(noise)

@@ -150,7 +150,7 @@ class Take:
     def _conditions(self, sound: np.ndarray, text: Tensor, frames: range) -> Conditions:
         performer, block = self.performer, self.performer.geometry.block
         pcm = self._moved(torch.from_numpy(sound)[None])
-        features = performer.hearing.features(pcm, frames)
+        features = self._seat.features(pcm, frames)
         grouped = group_audio(features) if frames.start == 0 else features.reshape(1, block, -1)
         return Conditions(text, self._reference, grouped.to(performer.dtype), first=self.blocks * block)
 

@@ -19,6 +19,7 @@ from livetalk.models.vae import WanVAE
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder
 from livetalk.streaming.engine.denoiser import DenoisedStream, Denoiser
+from livetalk.streaming.engine.hearing import HeardStream
 from livetalk.streaming.seat import Fetch, fetching, lanes
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEARD = 64
-"""Blocks after which no new length of sound is heard: a hearing's past is at most a minute, its lengths repeat."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -55,8 +54,7 @@ class Engine:
         elsewhere = self.decoder is not None and self.decoder.device != self.device
         self.joint = not (elsewhere or config.on(config.overlap, not gpu))
         self._free: list[FastSeat] = []
-        if gpu:
-            self._warm(performer)
+        self._heard = (performer.hearing, geometry, performer.dtype, self.device, self.denoiser.graphs)
         self._lock = Lock()
         log.debug("engine ready to be seated after %.1f s", time.perf_counter() - began)
 
@@ -76,19 +74,6 @@ class Engine:
             decoder = copy.deepcopy(decoder).to(config.decode_device)
         dtype = None if config.decoder_precision == "model" else DTYPES[config.decoder_precision]
         return FusedDecoder(decoder, dtype, config.on(config.compile, gpu))
-
-    @torch.inference_mode()
-    def _warm(self, performer: Performer) -> None:
-        """Lets libraries choose their kernels for all lengths of sound that blocks hear, which takes them longer than
-        a block may."""
-        seen = set()
-        for index in range(HEARD):
-            frames = performer.geometry.block_frames(index)
-            start, stop = performer.hearing.span(frames)
-            if stop - start not in seen:
-                seen.add(stop - start)
-                sound = torch.zeros(1, stop - start, dtype=performer.dtype, device=self.device)
-                performer.hearing.features(sound, frames)
 
     def seat(self, holder: object) -> FastSeat:
         """A free seat, or a new one; it is free again when `holder` is gone."""
@@ -138,6 +123,7 @@ class FastSeat:
             decoding = lanes(engine.decoder.device)[1]
         self.lanes = (denoising, decoding)
         with nullcontext() if denoising is None else torch.cuda.stream(denoising):
+            self._heard = HeardStream(*engine._heard)
             self._denoised = DenoisedStream(engine.denoiser)
         self._decoded: DecodedStream | None = None
         self._plain, self._state = engine._plain_decoder, engine._plain_decoder.decoder_state()
@@ -159,6 +145,9 @@ class FastSeat:
 
     def keep(self, latents: Tensor) -> None:
         self._denoised.keep(latents)
+
+    def features(self, sound: Tensor, frames: range) -> Tensor:
+        return self._heard.features(sound, frames)
 
     def prompt(self, text: Tensor) -> None:
         self._denoised.prompt(text)
