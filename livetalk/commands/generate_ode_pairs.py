@@ -44,6 +44,8 @@ ENCODERS = ("vae", "audio", "text")
 DEBUG_TEACHER = CONFIGS / "train_teacher_debug.yaml"
 HELD_OUT = "dev"
 SPLITS = ("train", HELD_OUT)
+PREPARED = {"train": "clips", HELD_OUT: "held_out"}
+"""The folders of each split in what prepare_data leaves."""
 
 KEYS = """
 name=NAME              pairs go to runs/NAME/pairs; the same name continues where a run stopped
@@ -51,6 +53,7 @@ family=FOLDER          the family whose teacher is followed
 source=teacher_causal  follow the causal teacher (train_teacher.sh flow.causal=3) instead of the bidirectional one
 count=N held_out=N     pairs to train on, and pairs to judge training by
 manifest=FILE          lines prompt@@image@@audio to use instead of the synthetic world; the last ones are held out
+prepared=FOLDER        what prepare_data left, runs/NAME: its clips, and those that it held out
 clips=FOLDER           encoded clips, such as runs/NAME/clips, to train on instead of freshly made ones
 text_scale=S audio_scale=S  the teacher's guidance
 spoiled=S              share of the pairs to train on with a bad picture and a prompt without motion, for comparisons
@@ -84,7 +87,10 @@ def generate_ode_pairs(run: PairsRun, dry_run: bool = False) -> None:
 def make_pairs(run: PairsRun, device: torch.device, part: tuple[int, int], splits: Sequence[str] = SPLITS) -> None:
     """The folders in runs/NAME/pairs, as far as they are not there yet: every n-th shard from the i-th on."""
     stops(run.timesteps, run.steps)
-    if not run.manifest and (run.world.size, run.world.size) != (run.geometry.height, run.geometry.width):
+    if not (run.manifest or run.prepared) and (run.world.size, run.world.size) != (
+        run.geometry.height,
+        run.geometry.width,
+    ):
         raise ValueError(
             f"world.size={run.world.size} and geometry.width={run.geometry.width}, geometry.height="
             f"{run.geometry.height} differ: make them equal"
@@ -140,16 +146,33 @@ class Generator:
                 raise ValueError(f"count={run.count}, held_out={run.held_out}: {run.manifest} has {len(rows)} lines")
             rows = rows[:count] if split == "train" else rows[-count:]
             yield self._of_manifest(rows), {"manifest": rows}, count
+        elif run.prepared:
+            folder = Path(run.prepared) / PREPARED[split]
+            size = (run.geometry.latent_height, run.geometry.latent_width)
+            clips = encoded.load_prepared(folder, encoded.fingerprint(self.vae, self.audio), size)
+            self._enough(count, clips, folder)
+            index = (folder / encoded.INDEX).read_text(encoding="utf-8")
+            yield self._of_clips(clips), {"prepared": index}, count
         elif run.clips and split == "train":
             clips = encoded.load(Path(run.clips))
-            if run.count > len(clips):
-                raise ValueError(f"count={run.count}: {run.clips} holds {len(clips)} clips")
+            self._enough(count, clips, Path(run.clips))
             index = (Path(run.clips) / encoded.INDEX).read_text(encoding="utf-8")
             yield self._of_clips(clips), {"clips": index}, count
         else:
             workers = min(run.workers, os.cpu_count() or 1) if count > 64 else 0
             with World(run.world, device=self.device, workers=workers) as world:
                 yield self._of_world(world, split), {"world": asdict(run.world), "split": split}, count
+
+    def _enough(self, count: int, clips: encoded.EncodedClips, folder: Path) -> None:
+        if count > len(clips):
+            raise ValueError(
+                f"{count} pairs wanted, {folder} holds {len(clips)} clips: count and held_out say how many"
+            )
+        if self.run.geometry.clip_frames > clips.audio.shape[1]:
+            raise ValueError(
+                f"geometry.clip_latents={self.run.geometry.clip_latents}: the clips in {folder} are shorter, "
+                f"{clips.latents.shape[2]} latents"
+            )
 
     def _of_world(self, world: World, split: str) -> Reader:
         def read(start: int, stop: int) -> Read:
@@ -193,7 +216,7 @@ class Generator:
         frames = self.run.geometry.clip_frames
 
         def read(start: int, stop: int) -> Read:
-            latents, audio = clips.latents[start:stop, :, :1], clips.audio[start:stop, :frames]
+            latents, audio = clips.references[start:stop], clips.audio[start:stop, :frames]
             return latents.to(self.device).float(), audio.to(self.device).float(), clips.prompts[start:stop], {}
 
         return read

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +20,7 @@ from torch import Tensor
 from livetalk.cli import CONFIGS
 from livetalk.commands import train_ode
 from livetalk.commands.examination import Examination
+from livetalk.commands.generate_ode_pairs import PREPARED
 from livetalk.commands.memory import activation_bytes, bytes_of, table, training_rows
 from livetalk.commands.train_ode import made_by
 from livetalk.conditions import Conditions
@@ -43,6 +45,7 @@ KEYS = """
 name=NAME          pairs are read from runs/NAME/pairs, checkpoints and sheets go to runs/NAME/dmd
 family=FOLDER      the family whose ODE student and teacher it starts from, and which the student joins
 pairs=FOLDER       pairs to use instead
+prepared=FOLDER    clips of your own videos instead of pairs, as prepare_data left them in runs/NAME
 train.steps=N      iterations, of which the student learns at every dmd.every-th; train.until=N stops earlier
 tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
 train.lr, critic.lr, dmd.text_scale, dmd.audio_scale   rates, and the teacher's guidance
@@ -66,8 +69,9 @@ def train_dmd(run: DmdRun, dry_run: bool = False) -> None:
     if first:
         keep_ode_student(Path(run.family))
     distributed.wait()
-    sources = train_ode.ready_pairs(run, device)
-    require_parts(run.family, ("vae", "text", "teacher", run.source))
+    needed = ("vae", "text", "teacher", run.source, *(["audio"] if run.prepared else []))
+    sources = Path(run.prepared) if run.prepared else train_ode.ready_pairs(run, device)
+    require_parts(run.family, needed)
     training = Training(run, sources, folder, device, tracker)
     training.fit()
     if first and training.lacks_student():
@@ -111,6 +115,21 @@ class HeldOut:
     text: Tensor
 
 
+def sources_of(run: DmdRun, folder: Path, device: torch.device) -> Callable[[str], OdePairs]:
+    """Reads a split of pairs, or of clips that prepare_data left, whose own pictures take the teacher's place."""
+    if not run.prepared:
+        fingerprint = encoded.fingerprint(load_part(run.family, run.source))
+        return lambda split: pairs.load(folder / split, run.causal.timesteps, fingerprint, device)
+    geometry, encoders = run.geometry, encoded.fingerprint(*(load_part(run.family, name) for name in ("vae", "audio")))
+    size = (geometry.latent_height, geometry.latent_width)
+
+    def read(split: str) -> OdePairs:
+        clips = encoded.load_prepared(folder / PREPARED[split], encoders, size).to(device)
+        return pairs.of_clips(clips, geometry.clip_latents, {"seed": run.train.seed, "prepared": str(folder)})
+
+    return read
+
+
 class Training(train_ode.Training):
     """The trainer, and the student as it is now, sampled for held-out clips at every checkpoint."""
 
@@ -122,12 +141,12 @@ class Training(train_ode.Training):
         student.requires_grad_(True)
         teacher, critic = (load_part(run.family, "teacher", device) for _ in range(2))
         text = load_part(run.family, "text", device)
-        fingerprint = encoded.fingerprint(load_part(run.family, run.source))
         critic.requires_grad_(True)
+        conditions = sources_of(run, sources, device)
 
         @torch.no_grad()
         def found(split: str) -> HeldOut:
-            there = pairs.load(sources / split, run.causal.timesteps, fingerprint, device)
+            there = conditions(split)
             parts = [text.encode(there.prompts[i : i + 256]) for i in range(0, len(there), 256)]
             return HeldOut(there, torch.cat(parts))
 

@@ -42,6 +42,7 @@ KEYS = """
 name=NAME              clips and checkpoints go to runs/NAME; the same name continues where a run stopped
 family=FOLDER          the family whose VAE and audio encoder encode the clips, and which the teacher joins
 train.steps=N          length of the schedule
+prepared=FOLDER        clips of your own videos, as prepare_data left them in runs/NAME, instead of the world's
 start=FOLDER           a family whose teacher and text encoder to begin with, instead of random weights
 flow.causal=3          fine-tune the family's teacher so that blocks of 3 latent frames see no later ones
 world.face_model=FILE  a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
@@ -52,7 +53,7 @@ Without --config: configs/train_teacher.yaml where there is a GPU, else configs/
 def frozen_parts(run: TeacherRun) -> None:
     """Sees to the parts of the family that encode the clips. Raises ValueError, with how to make them, if they are
     missing; but a run on the head made in code, whose world needs no file, makes them itself."""
-    if run.world.face_model != "tiny":
+    if run.prepared or run.world.face_model != "tiny":
         require_parts(run.family, FROZEN)
     elif missing_parts(run.family, FROZEN):
         settings = load(DEBUG_PARTS, run="train_nano")
@@ -142,6 +143,8 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
 def prepare_clips(run: TeacherRun, folder: Path, device: torch.device, own: tuple[int, int]) -> bool:
     """Renders to folder/frames and encodes to folder/clips what is not there yet; False if other processes, started by
     hand with other values of `part`, have to render too."""
+    if run.prepared:
+        return True
     started = time.monotonic()
     render(run, folder / "frames", device, (run.part, run.parts) if run.parts > 1 else own)
     if run.parts > 1:
@@ -154,8 +157,29 @@ def prepare_clips(run: TeacherRun, folder: Path, device: torch.device, own: tupl
     return True
 
 
+def clips_of(run: TeacherRun, made: Path) -> encoded.EncodedClips:
+    """The clips of the world that were encoded into a folder, or prepared ones. Raises ValueError as load_prepared."""
+    if not run.prepared:
+        return encoded.load(made)
+    vae, audio = (load_part(run.family, name) for name in FROZEN)
+    return encoded.load_prepared(prepared_clips(run), encoded.fingerprint(vae, audio))
+
+
+def prepared_clips(run: TeacherRun) -> Path:
+    """Where prepare_data left the clips to train on."""
+    return Path(run.prepared) / "clips"
+
+
+def size_of(run: TeacherRun) -> tuple[int, int]:
+    """Height and width of the clips in pixels."""
+    if not run.prepared:
+        return run.world.size, run.world.size
+    height, width = encoded.description_of(prepared_clips(run))["size"]
+    return height, width
+
+
 def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
-    clips = encoded.load(folder.with_name("clips")).to(device)
+    clips = clips_of(run, folder.with_name("clips")).to(device)
     torch.manual_seed(run.train.seed)
     text = TextEncoder(run.text, file_tokenizer(tokenizer_file(run))).to(device)
     dit = WanDiT(run.dit)
@@ -190,8 +214,8 @@ def inference_command(run: TeacherRun) -> str:
     wanted = {
         "model": default.model if run.family == TeacherRun().family else run.family,
         "sampler": "teacher",
-        "geometry.height": run.world.size,
-        "geometry.width": run.world.size,
+        "geometry.height": size_of(run)[0],
+        "geometry.width": size_of(run)[1],
         "geometry.clip_latents": run.flow.latents,
         "teacher.prefix": run.flow.prefix,
     }
@@ -213,19 +237,21 @@ def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:
 def memory(run: TeacherRun) -> str:
     """What training would take on one device, with all encoded clips on it; rendering and encoding take less."""
     latents, frames = run.flow.latents, frames_of_latents(run.clip_latents)
-    side, channels = run.world.size // SPACE_STRIDE, run.dit.audio_dim
-    clip = run.clip_latents * run.dit.out_channels * side**2 + frames * channels
+    count = encoded.description_of(prepared_clips(run))["count"] if run.prepared else run.clips
+    height, width = (side // SPACE_STRIDE for side in size_of(run))
+    channels = run.dit.audio_dim
+    clip = run.clip_latents * run.dit.out_channels * height * width + frames * channels
     with torch.device("meta"):
         dit, text = WanDiT(run.dit), TextEncoder(run.text)
 
     def forward(dtype: torch.dtype) -> object:
         batch = run.train.batch
-        noisy = torch.empty(batch, run.dit.out_channels, latents, side, side, dtype=dtype)
+        noisy = torch.empty(batch, run.dit.out_channels, latents, height, width, dtype=dtype)
         sound = torch.empty(batch, latents, TIME_STRIDE * channels, dtype=dtype)
         told = torch.empty(batch, run.text.length, run.text.dim, dtype=dtype)
         return dit(noisy, torch.empty(batch), Conditions(told, noisy[:, :, :1], sound), FullAttention())
 
     activations = activation_bytes(forward, [dit, text], run.train.precision)
-    rows = {"clips": run.clips * clip * torch.bfloat16.itemsize}
+    rows = {"clips": count * clip * torch.bfloat16.itemsize}
     rows |= training_rows("teacher", [dit, text], run.train, activations)
     return table(f"train_teacher: {run.name}, batch {run.train.batch}, {run.train.precision}", rows)

@@ -185,16 +185,21 @@ def load(folder: Path) -> EncodedClips:
     return EncodedClips(prompts=[prompt for _, prompts in parts for prompt in prompts], **tensors)
 
 
+def description_of(folder: Path) -> dict:
+    """The index of clips that `prepare_data` left in a folder. Raises ValueError if it is not there."""
+    index = Path(folder) / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder} holds no prepared clips: make them with bash scripts/prepare_data.sh")
+    return json.loads(index.read_text(encoding="utf-8"))
+
+
 def load_prepared(folder: Path, encoders: str, size: tuple[int, int] | None = None) -> EncodedClips:
     """Clips that `prepare_data` left in a folder.
 
     encoders: fingerprint of the VAE and the audio encoder that training goes on with; size: (height, width) of the
     latents it wants, None: any. Raises ValueError, with the remedy, for others and for a folder that is not whole.
     """
-    index = Path(folder) / INDEX
-    if not index.is_file():
-        raise ValueError(f"{folder} holds no prepared clips: make them with bash scripts/prepare_data.sh")
-    if json.loads(index.read_text(encoding="utf-8"))["encoders"] != encoders:
+    if description_of(folder)["encoders"] != encoders:
         raise ValueError(
             f"{folder} was encoded by another VAE or audio encoder: prepare it again with model=FAMILY and another name"
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from livetalk.conditions import Conditions, group_audio
 from livetalk.data import encoded
+from livetalk.geometry import frames_of_latents
 
 REMEDY = "make them with bash scripts/generate_ode_pairs.sh"
 STORED = torch.bfloat16
@@ -111,6 +112,18 @@ def load(folder: Path, timesteps: tuple[float, ...], teacher: str, device: torch
         prompts += said
     tracks = {name: whole[name] for name in TRACKS if name in whole}
     return OdePairs(whole["states"], whole["audio"], prompts, there, settings, tracks)
+
+
+def of_clips(clips: encoded.EncodedClips, latents: int, settings: dict) -> OdePairs:
+    """The first `latents` latent frames of encoded clips as pairs of one state, the clip itself: for training that
+    needs conditions and something to be held against, and no trajectories."""
+    if latents > clips.latents.shape[2]:
+        raise ValueError(
+            f"clips of {clips.latents.shape[2]} latents are shorter than the {latents} that training wants"
+        )
+    shown = clips.latents[:, :, :latents].transpose(1, 2).clone()
+    shown[:, :1] = clips.references.transpose(1, 2)
+    return OdePairs(shown[:, None], clips.audio[:, : frames_of_latents(latents)], clips.prompts, (), settings)
 
 
 def _index(folder: Path) -> dict:

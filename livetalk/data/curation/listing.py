@@ -81,7 +81,7 @@ def write_sheet(path: Path, records: list[dict], task: Task, most: int) -> None:
     kept = [record for record in records if record["kept"]][:most]
     others = [record for record in records if not record["kept"] and record["reasons"][0]["reason"] != "short"][:most]
     chosen = [*kept, *others]
-    width, height = MOMENTS * STRIP + 2 * FRAME, STRIP + LINES * LINE + 2 * FRAME + 2
+    width, height = MOMENTS * STRIP + 2 * FRAME, STRIP + LINES * LINE + 3 * FRAME
     sheet = Image.new("RGB", (COLUMNS * width, max(1, -(-len(chosen) // COLUMNS)) * height), "white")
     draw = ImageDraw.Draw(sheet)
     for index, record in enumerate(chosen):
@@ -89,8 +89,8 @@ def write_sheet(path: Path, records: list[dict], task: Task, most: int) -> None:
         colour = GREEN if record["kept"] else RED
         for row, line in enumerate(wrapped(draw, said_of(record), width - 2 * FRAME)):
             draw.text((left + FRAME, top + LINE * row), line, fill=colour)
-        top += LINES * LINE + 2
-        draw.rectangle((left, top, left + width - 1, top + STRIP + 2 * FRAME - 1), fill=colour)
+        top += LINES * LINE
+        draw.rectangle((left, top, left + width - 1, top + STRIP + 2 * FRAME - 1), outline=colour, width=FRAME)
         with Image.open(task.strip(record["clip"])) as strip:
             strip.thumbnail((width - 2 * FRAME, STRIP))
             sheet.paste(strip, (left + FRAME, top + FRAME))
