@@ -20,7 +20,9 @@ SEND_RATE = 48_000
 TICK_SAMPLES = SEND_RATE // FPS
 CHUNK = 960
 """Samples of sound that are sent at once, 20 ms."""
-AHEAD_S = CHUNK / SEND_RATE
+EARLY = 324
+"""Samples by which sound is sent early: resampling (36) and Opus (what its encoder looks ahead) make it as late."""
+AHEAD_S = (CHUNK + EARLY) / SEND_RATE
 """A tick is taken that much before it begins: sound goes out in chunks, and one may reach into the next tick."""
 LATE_S = 0.5
 """When a tick is later than that, all that follow are, too, instead of being hurried after."""
@@ -117,8 +119,9 @@ class Playout:
             sound[:FADE] += (self._last - sound[0]) * np.linspace(1, 0, FADE, dtype=np.float32)
         self._last = float(sound[-1])
         self._frames.append((self._ticks, self._frame))
-        self._sound.append((np.clip(self._upsample(sound), -1, 1) * 32767).astype(np.int16))
-        self._samples += TICK_SAMPLES
+        sent = (np.clip(self._upsample(sound), -1, 1) * 32767).astype(np.int16)
+        self._sound.append(sent if self._ticks else sent[EARLY:])
+        self._samples += len(self._sound[-1])
         if self._samples > MOST_SOUND:
             raise Overrun
         self._seen(shown, self._origin + self._ticks / FPS)

@@ -10,7 +10,16 @@ import pytest
 
 from livetalk.geometry import FPS, SAMPLES_PER_FRAME
 from livetalk.realtime.server import playout as module
-from livetalk.realtime.server.playout import CHUNK, FACTOR, MOST_FRAMES, TICK_SAMPLES, Overrun, Playout, Upsampler
+from livetalk.realtime.server.playout import (
+    CHUNK,
+    EARLY,
+    FACTOR,
+    MOST_FRAMES,
+    TICK_SAMPLES,
+    Overrun,
+    Playout,
+    Upsampler,
+)
 from livetalk.streaming.player import Player
 from livetalk.streaming.session import Block
 from livetalk.streaming.take import Ticket
@@ -37,7 +46,8 @@ def taken(playout: Playout, chunks: int) -> np.ndarray:
         playout._origin = -1e6
         return np.concatenate([(await playout.chunk())[1] for _ in range(chunks)])
 
-    return asyncio.run(take())
+    # As they are heard, EARLY samples after they were sent.
+    return np.concatenate([np.zeros(EARLY, np.int16), asyncio.run(take())])
 
 
 def test_resampling_in_pieces_is_resampling_at_once():
@@ -75,7 +85,7 @@ def test_frames_and_sound_of_a_tick_go_together():
     player.put(block(0, 20, sound))
     playout = Playout(player, STILL, lambda frame: frame)
     ticks(playout, 20)
-    heard = taken(playout, 20 * TICK_SAMPLES // CHUNK)
+    heard = taken(playout, (20 * TICK_SAMPLES - EARLY) // CHUNK)
     click = int(np.abs(heard.astype(int)).argmax())
     assert click // TICK_SAMPLES == 7 and click % TICK_SAMPLES == pytest.approx(FACTOR * (300 + module.TAPS / 2), abs=2)
     assert [frame[0, 0, 0] for _, frame in playout._frames] == list(range(12, 20))
@@ -94,7 +104,7 @@ def test_a_frame_that_is_late_is_waited_for_with_silence_and_both_stay_in_step()
     assert [index for index, _ in seen] == [None, None, 0, 1, 2, None, None, 3]
     assert [at for _, at in seen] == pytest.approx([n / FPS for n in range(8)])
     assert [frame[0, 0, 0] for _, frame in playout._frames] == [255, 255, 0, 1, 2, 2, 2, 3]
-    heard = taken(playout, 8 * TICK_SAMPLES // CHUNK).reshape(-1)
+    heard = taken(playout, (8 * TICK_SAMPLES - EARLY) // CHUNK)
     loud = [np.abs(heard[n * TICK_SAMPLES + 400 : (n + 1) * TICK_SAMPLES - 100]).mean() > 8000 for n in range(8)]
     assert loud == [False, False, True, True, True, False, False, True]
 
@@ -107,7 +117,7 @@ def test_sound_that_is_cut_off_does_not_click():
     assert playout.drop(0) == 2
     player.put(block(2, 4))
     ticks(playout, 2)
-    heard = taken(playout, 4 * TICK_SAMPLES // CHUNK).astype(int)
+    heard = taken(playout, (4 * TICK_SAMPLES - EARLY) // CHUNK).astype(int)
     steps = np.abs(np.diff(heard))[2 * TICK_SAMPLES - 100 :]
     assert steps.max() < 300 and heard[2 * TICK_SAMPLES + 600 :].any() == 0
 
