@@ -229,7 +229,7 @@ class WanDiT(nn.Module):
         t: timestep in [0, 1000], one for all (float), a clip [B] or a latent frame [B, F]. Differentiable.
         """
         batch, _, frames, height, width = x.shape
-        prepared = conditions if isinstance(conditions, Prepared) else self.prepare(conditions, frames)
+        prepared = conditions if isinstance(conditions, Prepared) else self._prepare(conditions, frames)
         grid = Grid(prepared.first, frames, height // PATCH, width // PATCH)
         view = attend.open(grid, self.config.head_dim, x.device)
         time = prepared.times[t] if isinstance(t, float) and t in prepared.times else self._time(t, batch, x)
@@ -240,7 +240,8 @@ class WanDiT(nn.Module):
             if layer in prepared.audio:
                 tokens = tokens + prepared.audio[layer]
             if self.recompute and attend.repeatable and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, time.blocks, text, layer, view, use_reentrant=False)
+                again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a block is random
+                tokens = checkpoint(block, tokens, time.blocks, text, layer, view, **again)
             else:
                 tokens = block(tokens, time.blocks, text, layer, view)
         out = self.head(tokens, time.head)
@@ -250,6 +251,10 @@ class WanDiT(nn.Module):
 
     def prepare(self, conditions: Conditions, frames: int, levels: Sequence[float] = ()) -> Prepared:
         """Everything that the passes over `frames` latent frames share; levels: timesteps whose embeddings to keep."""
+        return self._prepare(conditions, frames, levels)
+
+    def _prepare(self, conditions: Conditions, frames: int, levels: Sequence[float] = ()) -> Prepared:
+        """prepare() itself: a sharded network has hooks around that, which must not run inside those of forward."""
         text = self.text_embedding(conditions.text)
         batch = text.shape[0]
         return Prepared(

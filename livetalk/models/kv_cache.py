@@ -60,8 +60,6 @@ class KVCache:
     overwrites the block's own slots), then advance again.
     """
 
-    repeatable = False  # later blocks overwrite what a pass has seen
-
     def __init__(
         self,
         config: CacheConfig,
@@ -96,6 +94,11 @@ class KVCache:
     @property
     def device(self) -> torch.device:
         return self.keys.device
+
+    @property
+    def repeatable(self) -> bool:
+        """Later blocks overwrite what a pass has seen; one that carries gradient keeps a copy of it."""
+        return torch.is_grad_enabled()
 
     def advance(self, frames: int | None = None) -> None:
         """Begins the next block of `frames` latent frames (default and at most the configured block)."""
@@ -155,11 +158,14 @@ class KVCache:
         current = self._slots(self._starts[-1], self.seen)
         past = self._past(self._starts[-1], self.seen) if torch.is_grad_enabled() else None
         used = min(self.seen, self.config.window) * self.tokens
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
 
         def view(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, turned = rotate(q, own), rotate(k, own)
             if torch.is_grad_enabled() and k.requires_grad:
-                return self._graded(layer, q, turned, v, past, slots)
+                if layer not in kept:
+                    kept[layer] = self._copied(layer, past, k.dtype)
+                return self._graded(q, turned, v, kept[layer], None if slots is None else slots[past])
             self.keys[layer].index_copy_(1, current, (turned if slots is None else k).to(self.keys.dtype))
             self.values[layer].index_copy_(1, current, v.to(self.values.dtype))
             keys, values = self.keys[layer, :, :used], self.values[layer, :, :used]
@@ -167,12 +173,18 @@ class KVCache:
 
         return view
 
-    def _graded(self, layer, q, turned, v, past, slots) -> Tensor:
-        """The pass that carries gradient: the past is copied, so nothing autograd keeps is overwritten later."""
-        keys = self.keys[layer].index_select(1, past)
+    def _copied(self, layer: int, past: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of the slots `past`, in the type in which passes make them."""
+        return tuple(held[layer].index_select(1, past).to(dtype) for held in (self.keys, self.values))
+
+    def _graded(
+        self, q: Tensor, turned: Tensor, v: Tensor, past: tuple[Tensor, Tensor], slots: Tensor | None
+    ) -> Tensor:
+        """The pass that carries gradient sees the past by copies, so nothing autograd keeps is overwritten later, and
+        the pass may be run again."""
+        keys, values = past
         if slots is not None:
-            keys = rotate(keys, slots[past])
-        values = self.values[layer].index_select(1, past)
+            keys = rotate(keys, slots)
         return attention(q, torch.cat([keys.to(turned.dtype), turned], 1), torch.cat([values.to(v.dtype), v], 1))
 
     def _slots(self, start: int, stop: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 MARKER = "complete.json"
+SHARDED = ".metadata"
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,37 @@ class State:
 
 def save(folder: Path, state: State, settings: dict, keep: int) -> Path:
     """Writes folder/step-NNNNNNN and removes all but the newest `keep` whole checkpoints, and what killed runs left."""
-    assert keep >= 1
-    final = folder / f"step-{state.step:07d}"
-    partial = folder / f".{final.name}.partial"
-    for left in folder.glob(".step-*.partial"):
-        shutil.rmtree(left)
-    partial.mkdir(parents=True)
+    partial = begin(folder, state.step)
     for name, tensors in (("weights", state.weights), ("ema", state.ema)):
         # Clones, because tied weights share memory, which the file format refuses.
         own = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
         save_file(own, partial / f"{name}.safetensors")
     torch.save(state.optimiser, partial / "optimiser.pt")
-    (partial / MARKER).write_text(json.dumps({"step": state.step, "settings": settings}, indent=1))
+    return complete(folder, state.step, settings, keep)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty folder for what belongs to a checkpoint; what killed runs left goes."""
+    for left in folder.glob(".step-*.partial"):
+        shutil.rmtree(left)
+    partial = partial_of(folder, step)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def partial_of(folder: Path, step: int) -> Path:
+    return folder / f".{name_of(step)}.partial"
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:07d}"
+
+
+def complete(folder: Path, step: int, settings: dict, keep: int) -> Path:
+    """Marks what begin() began, and all has been written to, as whole; removes all but the newest `keep`."""
+    assert keep >= 1
+    partial, final = partial_of(folder, step), folder / name_of(step)
+    (partial / MARKER).write_text(json.dumps({"step": step, "settings": settings}, indent=1))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     for old in whole(folder)[:-keep]:
@@ -56,10 +76,18 @@ def whole(folder: Path) -> list[Path]:
     return sorted(path.parent for path in Path(folder).glob(f"step-*/{MARKER}"))
 
 
+def sharded(path: Path) -> bool:
+    """Whether a checkpoint was written by several processes, each its part (sharded_checkpoint.py)."""
+    return (path / SHARDED).is_file()
+
+
 def load_latest(folder: Path, device: torch.device) -> State | None:
-    """The newest checkpoint that can be read, None if there is none. Raises ValueError if all are damaged."""
+    """The newest checkpoint that can be read, None if there is none. Raises ValueError if all are damaged, or for one
+    of a sharded run."""
     found = whole(folder)
     for path in reversed(found):
+        if sharded(path):
+            raise ValueError(f"{path} is of a run with train.shard=true: go on with that, on one process if you like")
         try:
             return _load(path, device)
         except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, json.JSONDecodeError) as error:

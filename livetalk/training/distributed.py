@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.tensor import DTensor
+
+log = logging.getLogger(__name__)
+BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 
 
 def join(device: torch.device) -> torch.device:
@@ -19,8 +25,14 @@ def join(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(BACKENDS[device.type])
     return device
+
+
+def found(device: torch.device) -> None:
+    """Founds a group of this process alone, unless there is one."""
+    if not dist.is_initialized():
+        dist.init_process_group(BACKENDS[device.type], store=dist.HashStore(), rank=0, world_size=1)
 
 
 def leave() -> None:
@@ -36,12 +48,12 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def seed(base: int) -> int:
-    """`base` in the first process, another number in every other.
+def seed(base: int, part: int | None = None) -> int:
+    """`base` for the first part of a batch, by default that of the first process, another number for every other.
 
     They differ in the low 32 bits, which are all that a generator on the CPU takes of its seed.
     """
-    return base + rank() * 0x9E37_79B1
+    return base + (rank() if part is None else part) * 0x9E37_79B1
 
 
 def wait() -> None:
@@ -50,10 +62,12 @@ def wait() -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces every gradient by its mean over the processes."""
+    """Replaces every gradient by its mean over the processes; those of sharded weights are means already."""
     if ranks() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    if not gradients:
+        return
     flat = _flatten_dense_tensors(gradients)
     dist.all_reduce(flat)
     flat /= ranks()
@@ -68,3 +82,27 @@ def agreed(value: int, device: torch.device) -> int:
     box = torch.tensor([value], device=device)
     dist.broadcast(box, 0)
     return int(box)
+
+
+def means(scalars: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Scalars of the same names in every process, averaged: a number that is not finite in one is so in all."""
+    if ranks() == 1:
+        return scalars
+    values = torch.tensor(list(scalars.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return dict(zip(scalars, (values / ranks()).tolist(), strict=True))
+
+
+@contextmanager
+def failing(where: Callable[[], str]) -> Iterator[None]:
+    """Says which process an error ends, and `where`: of several, a launcher shows no more than the first that died.
+
+    A process that is killed says nothing; the others notice when they next exchange something, and torchrun names it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks() > 1:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.error("process %d of %d stops, %s: %s", rank(), ranks(), where(), reason)
+        raise

@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from livetalk.training.sharding import local
+
 
 class EMA:
-    """Averages the floating-point tensors of a module's state; early steps use a shorter memory, (1 + n) / (10 + n)."""
+    """Averages the floating-point tensors of a module's state, each process its own parts.
+
+    Early steps use a shorter memory, (1 + n) / (10 + n).
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
@@ -21,8 +26,8 @@ class EMA:
         floats, sources = [], []
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                floats.append(self.weights[name])
-                sources.append(value.detach())
+                floats.append(local(self.weights[name]))
+                sources.append(local(value.detach()))
             else:
                 self.weights[name].copy_(value)
         torch._foreach_lerp_(floats, sources, 1 - decay)

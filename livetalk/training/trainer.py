@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from livetalk.models.dit import WanDiT
-from livetalk.training import checkpoint, distributed
+from livetalk.training import checkpoint, distributed, sharding
 from livetalk.training.ema import EMA
 from livetalk.training.graphed import GraphedStep
+from livetalk.training.sharded_checkpoint import ShardedCheckpoints
+from livetalk.training.sharding import Sharding
 
 log = logging.getLogger(__name__)
 PROBE = (20, 100)
@@ -54,9 +56,10 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class TrainConfig(Learning):
+class TrainConfig(Sharding, Learning):
     """steps: length of the whole schedule; until: step to stop at, for training in slices (0: the end). seconds: if not
-    0, how long the run may take: steps is then set by the speed measured over the first PROBE steps.
+    0, how long the run may take: steps is then set by the speed measured over the first PROBE steps. batch: samples a
+    step, of all processes together.
 
     precision: "bf16" (autocast, float32 masters) or "fp32"; graph: on a GPU, capture the step as a CUDA graph
     (training/graphed.py). recompute: see WanDiT, for less memory and more time; accumulate: parts of a batch, one after
@@ -78,12 +81,17 @@ class TrainConfig(Learning):
     keep: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision {self.precision!r}: choose bf16 or fp32")
         if min(self.steps, self.batch, self.accumulate) < 1:
             raise ValueError(
                 f"steps {self.steps}, batch {self.batch} and accumulate {self.accumulate} must be at least 1"
             )
+        if self.shard and self.graph:
+            raise ValueError("graph=true and shard=true do not go together: captured steps cannot gather weights")
+        if self.at_once and self.accumulate > 1:
+            raise ValueError(f"at_once={self.at_once} decides the parts of a batch: leave accumulate out")
 
     @property
     def end(self) -> int:
@@ -91,6 +99,22 @@ class TrainConfig(Learning):
 
     def rate(self, step: int) -> float:
         return self.rate_at(step, self.steps)
+
+    def parts(self, processes: int) -> int:
+        """How many parts of the batch each process takes one after the other. Raises ValueError if it does not split
+        evenly."""
+        if processes % self.sequence:
+            raise ValueError(f"sequence={self.sequence} does not divide {processes} processes")
+        groups = processes // self.sequence
+        parts = max(1, self.batch // (groups * self.at_once)) if self.at_once else self.accumulate
+        if self.batch % (groups * parts) or self.at_once and self.batch != groups * parts * self.at_once:
+            split = f"batch {self.batch} does not split over {groups} processes"
+            if self.at_once:
+                raise ValueError(
+                    f"{split} that take {self.at_once} at once: give a multiple of {groups * self.at_once}"
+                )
+            raise ValueError(split + (f" and {parts} parts" if parts > 1 else ""))
+        return parts
 
 
 class Objective(Protocol):
@@ -146,7 +170,7 @@ class Player:
         distributed.average_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimiser.step()
-        return norm
+        return sharding.whole(norm)
 
     def restore(self, optimiser: dict, ema: dict[str, Tensor], device: torch.device) -> None:
         """ema: {} from a run that had no average, which begins one with the weights it goes on from."""
@@ -175,7 +199,10 @@ class Trainer:
     ) -> None:
         self.objective, self.config, self.folder = objective, config, Path(folder)
         self.device = torch.device(device)
-        self.modules = nn.ModuleDict(objective.modules()).to(self.device)
+        self.parts = config.parts(distributed.ranks())
+        self.share = config.batch // (distributed.ranks() // config.sequence * self.parts)
+        self.modules = self._placed(objective.modules())
+        self.sharded = ShardedCheckpoints(self.folder) if config.shard else None
         self.graphed = GraphedStep(self._learn, self.device) if config.graph and self.on_gpu else None
         assert not players or set(players) == set(self.modules)
         captured = self.graphed is not None
@@ -183,17 +210,20 @@ class Trainer:
             name: Player(nn.ModuleDict({name: self.modules[name]}), learning, self.device, captured)
             for name, learning in players.items()
         } or {"": Player(self.modules, config, self.device, captured)}
-        for module in self.modules.modules():
-            if isinstance(module, WanDiT):
-                module.recompute = config.recompute
-        self.split = distributed.ranks() * config.accumulate
-        if config.batch % self.split:
-            raise ValueError(
-                f"batch {config.batch} does not split over {distributed.ranks()} processes"
-                + (f" and {config.accumulate} parts" if config.accumulate > 1 else "")
-            )
         self.step = 0
         self.scalars: dict[str, float] = {}
+
+    def _placed(self, modules: dict[str, nn.Module]) -> nn.ModuleDict:
+        """The trained modules, on the device or spread over the devices of all processes."""
+        config = self.config
+        for module in nn.ModuleDict(modules).modules():
+            if isinstance(module, WanDiT):
+                module.recompute = config.recompute
+        if not config.shard:
+            return nn.ModuleDict(modules).to(self.device)
+        return nn.ModuleDict(
+            {name: sharding.shard(module, config, self.device, config.precision) for name, module in modules.items()}
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -206,22 +236,34 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continues from the newest whole checkpoint; False if there is none."""
-        state = checkpoint.load_latest(self.folder, self.device)
-        if state is None:
+        if self.sharded:
+            found = self.sharded.load_latest(self.players.values())
+            step, settings = (found["step"], found["settings"]) if found else (0, {})
+        else:
+            found = checkpoint.load_latest(self.folder, self.device)
+            step, settings = (found.step, found.settings) if found else (0, {})
+        if found is None:
             return False
+        if not self.sharded:
+            self._restore(found)
+        self.step = step
+        if self.config.seconds and self.step >= PROBE[1]:
+            self.config = replace(self.config, steps=settings["steps"])
+        return True
+
+    def _restore(self, state: checkpoint.State) -> None:
         self.modules.load_state_dict(state.weights, strict=True)
         for name, player in self.players.items():
             averaged = {key: value for key, value in state.ema.items() if key.startswith(name and f"{name}.")}
             player.restore(state.optimiser[name] if name else state.optimiser, averaged, self.device)
         if self.graphed:
             self.graphed.forget()
-        self.step = state.step
-        if self.config.seconds and self.step >= PROBE[1]:
-            self.config = replace(self.config, steps=state.settings["steps"])
-        return True
 
     def save(self) -> None:
-        """Writes a checkpoint, in the first process."""
+        """Writes a checkpoint: in the first process, or every process its parts, in the background."""
+        if self.sharded:
+            self.sharded.save(self.step, self.players.values(), asdict(self.config), self.config.keep)
+            return
         if distributed.rank():
             return
         ema = dict(ChainMap(*(player.ema.weights for player in self.players.values() if player.ema)))
@@ -238,8 +280,13 @@ class Trainer:
         """Trains until the configured end, logging to the console and to metrics.jsonl. Returns the last scalars.
 
         evaluate: figures of the step that was just saved; watch: sees what is logged, and may raise to stop the run
-        before more is saved. Both in the first process alone.
+        before more is saved. Both in the first process alone; but a sharded run evaluates in every process, since
+        passes need all of them.
         """
+        with distributed.failing(lambda: f"at step {self.step} of {self.folder}; the same command goes on from there"):
+            return self._fit(evaluate, watch)
+
+    def _fit(self, evaluate: Callable[[int], dict] | None, watch: Callable | None) -> dict[str, float]:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.resume():
             log.info("continuing %s at step %d", self.folder, self.step)
@@ -258,11 +305,13 @@ class Trainer:
             if self.config.seconds and self.step in PROBE:
                 probe = self._plan(started, probe)
             if self.step % self.config.save_every == 0 or self.step == self.config.end:
-                self._check({name: float(value) for name, value in metrics.items()})
+                self._check(self._numbers(metrics))
                 self.save()
-                if evaluate and not distributed.rank():
+                if evaluate and (self.sharded or not distributed.rank()):
                     self._record({"step": self.step, **evaluate(self.step)})
                 distributed.wait()
+        if self.sharded:
+            self.sharded.finish()
         if self.graphed and distributed.ranks() > 1:
             self.graphed.forget()  # NCCL waits, when processes part, for graphs that still use it
         return self.scalars
@@ -288,42 +337,55 @@ class Trainer:
         learning = [self.players[name] for name in self._turns()]
         for player in learning:
             player.set_rate(player.config.rate_at(self.step, self.config.steps))
-        seed = distributed.seed(self.config.seed * 1_000_003 + self.step)
+        seed = self.config.seed * 1_000_003 + self.step
         if self.graphed:
-            metrics = self.graphed(self.objective.kind(self.step), seed)
+            metrics = self.graphed(self.objective.kind(self.step), distributed.seed(seed))
         else:
-            metrics = self._learn(torch.Generator(self.device).manual_seed(seed))
+            metrics = self._learn(*self._generators(seed))
         self.step += 1
         for player in learning:
             if player.ema:
                 player.ema.update(player.modules, self.step)
         return metrics
 
-    def _learn(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step of gradient descent for all whose turn it is; its random numbers come from the generator alone."""
+    def _generators(self, seed: int) -> list[torch.Generator]:
+        """One for all parts of a process; where sharded one a part, whose numbers do not depend on who takes it."""
+        if not self.sharded:
+            return [torch.Generator(self.device).manual_seed(distributed.seed(seed))]
+        first = distributed.rank() // self.config.sequence * self.parts
+        seeds = [distributed.seed(seed, first + part) for part in range(self.parts)]
+        return [torch.Generator(self.device).manual_seed(own) for own in seeds]
+
+    def _learn(self, *generators: torch.Generator) -> dict[str, Tensor]:
+        """One step of gradient descent for all whose turn it is; its random numbers come from the generators alone."""
         if "" in self.players:
-            return self._descend(self.players[""], self.objective.loss, generator)
+            return self._descend(self.players[""], self.objective.loss, generators)
         metrics = {}
         for name in self._turns():
-            found = self._descend(self.players[name], partial(self.objective.loss, player=name), generator)
+            found = self._descend(self.players[name], partial(self.objective.loss, player=name), generators)
             metrics |= {f"{name} {key}": value for key, value in found.items()}
         return metrics
 
-    def _descend(self, player: Player, loss_of: Callable, generator: torch.Generator) -> dict[str, Tensor]:
-        config = self.config
+    def _descend(self, player: Player, loss_of: Callable, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Generators: one a part of the batch, or one for all parts."""
         player.optimiser.zero_grad(set_to_none=True)
-        parts = []
-        for _ in range(config.accumulate):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss, metrics = loss_of(self.step, config.batch // self.split, generator)
-            (loss / config.accumulate).backward()
-            parts.append({"loss": loss.detach(), **metrics})
+        found = []
+        for part in range(self.parts):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                loss, metrics = loss_of(self.step, self.share, generators[part % len(generators)])
+            (loss / self.parts).backward()
+            found.append({"loss": loss.detach(), **metrics})
         norm = player.descend()
-        means = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+        means = {name: sum(part[name] for part in found) / len(found) for name in found[0]}
         return {"loss": means.pop("loss"), "grad_norm": norm, **means}
 
-    def _report(self, metrics: dict[str, Tensor], started: float, first: int) -> dict[str, float]:
+    def _numbers(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """On the host; where sharded, means over the processes."""
         scalars = {name: float(value) for name, value in metrics.items()}
+        return distributed.means(scalars, self.device) if self.sharded else scalars
+
+    def _report(self, metrics: dict[str, Tensor], started: float, first: int) -> dict[str, float]:
+        scalars = self._numbers(metrics)
         self._check(scalars)
         if distributed.rank():
             return scalars
@@ -345,5 +407,7 @@ class Trainer:
             )
 
     def _record(self, row: dict) -> None:
+        if distributed.rank():
+            return
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,0 +1,279 @@
+"""Networks spread over two processes against one: the same numbers, and never whole weights."""
+
+import json
+import logging
+import os
+import socket
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from livetalk.models.dit import WanDiT
+from livetalk.training import checkpoint, distributed, sharding
+from livetalk.training.sharding import Sharding
+from livetalk.training.trainer import Learning, TrainConfig, Trainer
+from tests.models.test_dit import TINY
+from tests.training import test_dmd, test_ode
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    steps=4, batch=4, lr=1e-3, warmup=1, ema=0.5, precision="fp32", log_every=1, save_every=2, shard=True, at_once=2
+)
+CRITIC = Learning(lr=1e-3, warmup=0)
+
+
+class Recorded(Trainer):
+    """Keeps the gradients, put together, of every turn."""
+
+    def _descend(self, player, *others):
+        out = super()._descend(player, *others)
+        grads = {name: sharding.whole(p.grad) for name, p in player.modules.named_parameters() if p.grad is not None}
+        self.gradients = [*vars(self).get("gradients", []), grads]
+        return out
+
+
+def trainer_of(kind, folder, config, kept=Trainer):
+    torch.manual_seed(0)
+    if kind == "ode":
+        return kept(test_ode.objective(WanDiT(TINY)), config, folder)
+    objective = test_dmd.objective(every=2)
+    if config.shard:
+        sharding.shard(objective.teacher, config, CPU, config.precision)
+    return kept(objective, config, folder, players={"student": config, "critic": CRITIC})
+
+
+def run(kind, folder, config, kept=Trainer):
+    trainer = trainer_of(kind, folder, config, kept)
+    scalars = trainer.fit()
+    weights = trainer.modules.state_dict() | {f"ema.{name}": value for name, value in trainer.weights().items()}
+    found = {name: sharding.whole(value) for name, value in weights.items()}
+    return {"scalars": scalars, "weights": found, "gradients": vars(trainer).get("gradients", []), "step": trainer.step}
+
+
+def join(rank, port):
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.join(CPU)
+
+
+def in_pairs(act, folder, *more):
+    """Runs act(rank, port, folder, *more) in two processes; returns what they left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(act, (port, str(folder), *more), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture
+def alone():
+    yield
+    distributed.leave()
+
+
+def parts_of(trainer):
+    """Elements of weights, gradients, optimiser state and averages in this process, and in all, of what is large."""
+    here, there = 0, 0
+    for player in trainer.players.values():
+        held = [*player.parameters, *(player.ema.weights.values() if player.ema else [])]
+        held += [value for state in player.optimiser.state.values() for value in state.values() if value.ndim]
+        for value in held:
+            assert isinstance(value, DTensor)
+            here, there = here + value.to_local().numel(), there + value.numel()
+    return here / there
+
+
+def work(rank, port, folder):
+    """One of two processes: trains both objectives, in one go and with a stop, and says how much it held."""
+    join(rank, port)
+    folder, found = Path(folder), {}
+    gathered = []
+    plain = DTensor.full_tensor
+    DTensor.full_tensor = lambda self, **given: gathered.append(self.numel()) or plain(self, **given)
+    for kind in ("ode", "dmd"):
+        found[kind] = run(kind, folder / kind, CONFIG, Recorded)
+    gathered.clear()
+    trainer = trainer_of("dmd", folder / "counted", replace(CONFIG, steps=2))
+    trainer.fit()
+    found["gathered"], found["share"] = max(gathered), parts_of(trainer)
+    run("dmd", folder / "stopped", replace(CONFIG, until=2))
+    distributed.leave()
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    return folder, in_pairs(work, folder)
+
+
+def close(found, wanted, atol=1e-6):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=1e-4, atol=atol), name
+
+
+@pytest.mark.parametrize("kind", ["ode", "dmd"])
+def test_two_processes_train_as_one(kind, pair, tmp_path, alone):
+    one = run(kind, tmp_path, CONFIG, Recorded)
+    for two in pair[1]:
+        assert two[kind]["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
+        close(two[kind]["weights"], one["weights"])
+        assert len(two[kind]["gradients"]) == len(one["gradients"]) == {"ode": 4, "dmd": 6}[kind]
+        for found, wanted in zip(two[kind]["gradients"], one["gradients"], strict=True):
+            close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["ode", "dmd"])
+def test_a_sharded_process_trains_as_a_plain_one(kind, tmp_path, alone):
+    config = replace(CONFIG, at_once=0, steps=2)
+    sharded = run(kind, tmp_path / "sharded", config, Recorded)
+    plain = run(kind, tmp_path / "plain", replace(config, shard=False), Recorded)
+    assert sharded["scalars"] == pytest.approx(plain["scalars"], rel=1e-5)
+    close(sharded["weights"], plain["weights"])
+    for found, wanted in zip(sharded["gradients"], plain["gradients"], strict=True):
+        close(found, wanted)
+
+
+def test_no_process_ever_holds_more_than_its_part(pair):
+    for two in pair[1]:
+        assert two["gathered"] == 1, "a norm is all that is put together"
+        assert two["share"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_run_saved_on_two_goes_on_on_one(pair, tmp_path, alone):
+    folder = pair[0] / "stopped"
+    assert [path.name for path in checkpoint.whole(folder)] == ["step-0000002"]
+    one = run("dmd", folder, CONFIG)
+    whole = pair[1][0]["dmd"]
+    assert one["step"] == 4
+    close(one["weights"], whole["weights"])
+
+
+def go_on(rank, port, folder):
+    join(rank, port)
+    found = run("dmd", Path(folder) / "run", CONFIG)
+    distributed.leave()
+    torch.save(found, Path(folder) / f"{rank}.pt")
+
+
+def test_and_from_one_on_two(pair, tmp_path, alone):
+    run("dmd", tmp_path / "run", replace(CONFIG, until=2))
+    distributed.leave()
+    for two in in_pairs(go_on, tmp_path):
+        assert two["step"] == 4
+        close(two["weights"], pair[1][0]["dmd"]["weights"])
+
+
+def test_a_stop_changes_nothing_to_the_bit(tmp_path, alone):
+    whole = run("ode", tmp_path / "whole", CONFIG)
+    run("ode", tmp_path / "parts", replace(CONFIG, until=2))
+    parts = run("ode", tmp_path / "parts", CONFIG)
+    for name, value in whole["weights"].items():
+        assert torch.equal(value, parts["weights"][name]), name
+
+
+def test_layers_gathered_in_bfloat16_learn_as_autocast_does(tmp_path, alone):
+    config = replace(CONFIG, at_once=0, precision="bf16", steps=1, recompute=True)
+    sharded = run("ode", tmp_path / "sharded", config, Recorded)
+    plain = run("ode", tmp_path / "plain", replace(config, shard=False), Recorded)
+    assert sharded["scalars"] == pytest.approx(plain["scalars"], rel=2e-3)
+    for name, value in plain["gradients"][0].items():
+        found = sharded["gradients"][0][name]
+        assert found.dtype == torch.float32
+        assert float((found - value).norm()) <= 0.03 * float(value.norm()) + 1e-6, name
+
+
+# Damage and mistakes
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, alone):
+    run("ode", tmp_path, CONFIG)
+    newest = checkpoint.whole(tmp_path)[-1]
+    piece = next(newest.glob("*.distcp"))
+    piece.write_bytes(piece.read_bytes()[:100])
+    trainer = trainer_of("ode", tmp_path, CONFIG)
+    assert trainer.resume() and trainer.step == 2
+    for path in checkpoint.whole(tmp_path):
+        (path / checkpoint.SHARDED).write_bytes(b"")
+    with pytest.raises(ValueError, match="remove the folder"):
+        trainer.resume()
+
+
+def test_a_failed_save_is_told_and_leaves_the_one_before(tmp_path, alone, monkeypatch):
+    run("ode", tmp_path, replace(CONFIG, until=2))
+    monkeypatch.setattr(checkpoint, "complete", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run("ode", tmp_path, CONFIG)
+    assert [path.name for path in checkpoint.whole(tmp_path)] == ["step-0000002"]
+
+
+def test_runs_of_the_other_kind_and_of_other_networks_are_refused(tmp_path, alone):
+    run("ode", tmp_path / "sharded", replace(CONFIG, until=2))
+    with pytest.raises(ValueError, match="train.shard=true"):
+        trainer_of("ode", tmp_path / "sharded", replace(CONFIG, shard=False)).resume()
+    run("ode", tmp_path / "plain", replace(CONFIG, until=2, shard=False))
+    with pytest.raises(ValueError, match="without train.shard"):
+        trainer_of("ode", tmp_path / "plain", CONFIG).resume()
+    (tmp_path / "sharded").rename(tmp_path / "dmd")
+    with pytest.raises(ValueError, match="other networks"):
+        trainer_of("dmd", tmp_path / "dmd", CONFIG).resume()
+
+
+def test_a_run_without_an_average_begins_one_with_the_weights_it_goes_on_from(tmp_path, alone):
+    run("ode", tmp_path, replace(CONFIG, until=2, ema=0.0))
+    trainer = trainer_of("ode", tmp_path, CONFIG)
+    trainer.resume()
+    for name, value in trainer.modules.state_dict().items():
+        assert torch.equal(sharding.whole(value), sharding.whole(trainer.weights()[name]))
+
+
+def test_the_metrics_are_means_over_the_processes(pair):
+    rows = [json.loads(line) for line in (pair[0] / "ode" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["loss"] == pytest.approx(pair[1][1]["ode"]["scalars"]["loss"])
+
+
+def test_a_batch_is_split_evenly_or_refused():
+    assert TrainConfig(batch=64, at_once=2).parts(8) == 4
+    assert TrainConfig(batch=64, at_once=2, shard=True, sequence=2).parts(8) == 8
+    assert TrainConfig(batch=64, accumulate=4).parts(8) == 4
+    with pytest.raises(ValueError, match="batch 64 does not split over 3 processes that take 2 at once"):
+        TrainConfig(batch=64, at_once=2).parts(3)
+    with pytest.raises(ValueError, match="batch 4 does not split over 8 processes that take 1 at once"):
+        TrainConfig(batch=4, at_once=1).parts(8)
+    with pytest.raises(ValueError, match="sequence=2 does not divide 3"):
+        TrainConfig(shard=True, sequence=2).parts(3)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"shard": True, "graph": True}, "graph=true and shard=true"),
+        ({"offload": True}, "shard=true, too"),
+        ({"sequence": 2}, "shard=true, too"),
+        ({"at_once": -1}, "at least 0"),
+        ({"at_once": 2, "accumulate": 2}, "leave accumulate out"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(**settings)
+
+
+def test_what_does_not_learn_is_sharded_too(alone):
+    net = nn.Linear(3, 3).requires_grad_(False)
+    wanted = net(torch.ones(1, 3))
+    sharding.shard(net, Sharding(shard=True), CPU, "fp32")
+    assert isinstance(net.weight, DTensor) and not net.weight.requires_grad
+    assert torch.equal(net(torch.ones(1, 3)), wanted)
