@@ -25,7 +25,7 @@ EXTRAS = {
     # The avatar in rooms of LiveKit.
     "livekit": ["livekit-agents>=1.8,<2"],
     # One address for the servers of several GPUs.
-    "ray": ["ray[serve]>=2.50", "httpx>=0.27"],
+    "ray": ["ray[serve]>=2.50"],
     # Tracking long training runs.
     "train": ["wandb>=0.20"],
     # Faster attention on Hopper GPUs; everything works without it.

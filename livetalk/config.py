@@ -24,6 +24,7 @@ from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
 from livetalk.realtime.livekit_settings import LivekitRun
+from livetalk.realtime.server.fleet.settings import FleetRun
 from livetalk.realtime.server.settings import ServeRun
 from livetalk.schemas import flat as flat
 from livetalk.schemas import read
@@ -192,7 +193,8 @@ class PairsRun:
     encoded clips. steps: of the teacher, visiting each of the student's timesteps. part of parts: with parts > 1 the
     process makes only its part of the shards. source: the part whose trajectories they are, teacher or teacher_causal.
     spoiled: share of the pairs to train on whose picture is blurred or wrongly cropped and whose prompt describes no
-    motion (data/spoil.py), to see what curated conditions are worth.
+    motion (data/spoil.py), to see what curated conditions are worth. features: a folder in which what text and audio
+    encoder make is kept, so that neither works, nor the text encoder is loaded, for what is there; "" for none.
     """
 
     run: str = "generate_ode_pairs"
@@ -217,6 +219,7 @@ class PairsRun:
     negative_prompt: str = ""
     seed: int = 0
     spoiled: float = 0.0
+    features: str = ""
     compile: bool = False
     geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
     world: WorldConfig = WorldConfig()
@@ -243,7 +246,7 @@ class OdeRun:
     clips it is sampled for then, as `causal` and the cache of `geometry` say. The best checkpoint, which is exported,
     is the one of lowest dev error. source: the part that made the pairs, teacher or teacher_causal, with whose weights
     the student begins. health: when the run warns and stops. tracking: figures, pictures and videos to
-    Weights & Biases, too (off, offline, online), as one of the runs of `project`.
+    Weights & Biases, too (off, offline, online), as one of the runs of `project`. features: as in PairsRun, of prompts.
     """
 
     run: str = "train_ode"
@@ -253,6 +256,7 @@ class OdeRun:
     device: str = "auto"
     pairs: str = ""
     pairs_config: str = ""
+    features: str = ""
     chunk: int = 64
     shown: int = 32
     geometry: Geometry = field(default_factory=lambda: Geometry(height=128, width=128))
@@ -275,8 +279,8 @@ class DmdRun:
     pairs, pairs_config, source: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing
     ODE student is trained first, "" for not at all. prepared: what prepare_data left (runs/NAME), whose clips are taken
     instead of pairs, and whose pictures are what the student is held against. shown: clips the student is sampled for
-    at every checkpoint. train: also how the student learns; critic: how the critic does. tracking, project: as in
-    OdeRun.
+    at every checkpoint. train: also how the student learns; critic: how the critic does. tracking, project, features:
+    as in OdeRun. teacher_precision: float32 or bfloat16, in which the teacher, which does not learn, is held.
 
     The best checkpoint, which is exported, is the one of highest A/V correlation, as the family's judges see it on
     held-out pairs, among those whose motion, contrast, sharpness and identity stay as near to the teacher's as `health`
@@ -292,6 +296,8 @@ class DmdRun:
     pairs: str = ""
     pairs_config: str = ""
     prepared: str = ""
+    features: str = ""
+    teacher_precision: str = "float32"
     ode_config: str = ""
     shown: int = 32
     negative_prompt: str = ""
@@ -306,6 +312,10 @@ class DmdRun:
 
     def __post_init__(self) -> None:
         _known_source(self.source)
+        if self.teacher_precision != "float32" and self.train.precision != "bf16":
+            raise ValueError(
+                f"teacher_precision={self.teacher_precision} needs train.precision=bf16, too"
+            )
 
 
 @dataclass(frozen=True)
@@ -373,6 +383,7 @@ RUNS: dict[str, type] = {
     "bench": BenchRun,
     "serve": ServeRun,
     "livekit_agent": LivekitRun,
+    "serve_fleet": FleetRun,
     "make_world": WorldSamples,
     "prepare_data": PrepareRun,
 }
