@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -29,7 +29,7 @@ from livetalk.data.curation import listing
 from livetalk.data.curation.examine import Tools
 from livetalk.data.curation.footage import frames, probe, require_av
 from livetalk.data.curation.framing import Crop, cropped
-from livetalk.data.curation.improve import improve, improver_of
+from livetalk.data.curation.improve import Improver, improve, improver_of
 from livetalk.data.curation.source import Task, do_source, pending, records
 from livetalk.data.curation.voice import Energy, Silero
 from livetalk.devices import device_of, precision_of, settle_gpu
@@ -40,6 +40,11 @@ from livetalk.media import fit_image, read_audio, read_image
 log = logging.getLogger(__name__)
 KEPT_OF_RUN = ("folder", "height", "width", "clip_latents", "faces", "identity", "voice", "prompts", "seed")
 """What decides which clips there are, beside the limits."""
+
+ENCODERS = ("vae", "audio", "text")
+
+Each = Callable[[Callable, list], Iterable]
+"""(act, items) -> act(item, task, tools) of each item, in order."""
 
 KEYS = """
 FOLDER                 your videos, at any depth: any size, rate and codec; they are only read
@@ -72,34 +77,42 @@ def prepare_data(run: PrepareRun, dry_run: bool = False) -> None:
         return
     require_av()
     tools = tools_of(run)
-    names = ("vae", "audio", "text") if run.text else ("vae", "audio")
-    parts = encoders_of(run.model, names)
+    improver = improver_of(run.improve, str(device_of(run.device))) if run.improve else None
+    parts = encoders_of(run.model, ENCODERS if run.text else ENCODERS[:2])
     print(f"prepare_data: {len(videos)} videos in {task.footage}, {len(todo)} to look at, to {root}", flush=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(run, name) for name in KEPT_OF_RUN}
     encoded.claim(task.folder / encoded.INDEX, {**settings, "folder": str(task.footage), "limits": asdict(run.limits)})
-    look_at([path for path in videos[run.part :: run.parts] if path in set(todo)], run, task, tools)
-    if run.parts > 1:
-        print(f"part {run.part} of {run.parts} is done: call again without parts when all are")
-        return
-    found = improved(records(task), run, task, tools)
+    with spread(min(run.workers, len(videos)), run, task, tools) as each:
+        look_at([path for path in videos[run.part :: run.parts] if path in set(todo)], each)
+        if run.parts > 1:
+            print(f"part {run.part} of {run.parts} is done: call again without parts when all are")
+            return
+        train, held_out = listed(root, run, task, tools, improver)
+        device = device_of(run.device)
+        settle_gpu()
+        modules = {part.name: part.load(device) for part in parts}
+        for folder, chosen in ((root / "clips", train), (root / "held_out", held_out)):
+            if chosen:
+                encode(chosen, folder, run, task, modules, each)
+    print(f"to look at: {root / 'sheet.jpg'}")
+    print(f"clips: {len(train)} in {root / 'clips'}, {len(held_out)} in {root / 'held_out'}")
+    print(f"use them: {next_command(run, root, len(train), len(held_out))}")
+
+
+def listed(
+    root: Path, run: PrepareRun, task: Task, tools: Tools, improver: Improver | None
+) -> tuple[list[dict], list[dict]]:
+    """Writes what became of the footage, prints the table; the clips to train on, and to judge by."""
+    found = records(task) if improver is None else improved(records(task), run, task, tools, improver)
     listing.write_lines(root / "clips.jsonl", found)
     listing.write_sheet(root / "sheet.jpg", found, task, run.sheet)
     print(listing.table(found))
     if not any(record["kept"] for record in found):
-        raise ValueError(f"no clip of {len(videos)} videos can be kept: {root / 'clips.jsonl'} says why")
+        raise ValueError(f"no clip of the footage can be kept: {root / 'clips.jsonl'} says why")
     train, held_out = listing.divide(found, run.held_out)
     listing.write_conditions(root / "conditions.txt", [*train, *held_out], task)
-    device = device_of(run.device)
-    settle_gpu()
-    modules = {part.name: part.load(device) for part in parts}
-    for folder, chosen in ((root / "clips", train), (root / "held_out", held_out)):
-        if chosen:
-            encode(chosen, folder, run, task, modules)
-    print(
-        f"clips: {len(train)} in {root / 'clips'}, {len(held_out)} in {root / 'held_out'}; to look at: {root}/sheet.jpg"
-    )
-    print(f"use them: {next_command(run, root, len(train), len(held_out))}")
+    return train, held_out
 
 
 def next_command(run: PrepareRun, root: Path, count: int, held_out: int) -> str:
@@ -122,24 +135,21 @@ def tools_of(run: PrepareRun) -> Tools:
     )
 
 
-def look_at(todo: list[Path], run: PrepareRun, task: Task, tools: Tools) -> None:
-    """Every video that is not done, in up to run.workers processes."""
-    with spread(min(run.workers, len(todo)), start_worker, (run, task)) as each:
-        work = each(work_on, todo) if each else (do_source(path, task, tools) for path in todo)
-        for done, found in enumerate(work, 1):
-            kept = [record for record in found if record["kept"]]
-            first = found[0]["source"] if found else "a video"
-            log.info("%d/%d videos: %s, %d of %d clips kept", done, len(todo), first, len(kept), len(found))
+def look_at(todo: list[Path], each: Each) -> None:
+    """Every video that is not done."""
+    for done, found in enumerate(each(work_on, todo), 1):
+        kept = [record for record in found if record["kept"]]
+        log.info("%d/%d videos: %s, %d of %d clips kept", done, len(todo), found[0]["source"], len(kept), len(found))
 
 
 @contextmanager
-def spread(workers: int, start: Callable, settings: tuple) -> Iterator[Callable | None]:
-    """map over processes that were prepared by start(*settings), in order; None for fewer than two of them."""
+def spread(workers: int, run: PrepareRun, task: Task, tools: Tools) -> Iterator[Each]:
+    """map, over processes of their own where there are two or more; in order."""
     if workers < 2:
-        yield None
+        yield lambda act, items: (act(item, task, tools) for item in items)
         return
-    with get_context("spawn").Pool(workers, start, settings) as pool:
-        yield partial(pool.imap, chunksize=1)
+    with get_context("spawn").Pool(workers, start_worker, (run, task)) as pool:
+        yield lambda act, items: pool.imap(partial(in_worker, act), items, chunksize=1)
 
 
 _own: dict[str, object] = {}
@@ -151,18 +161,19 @@ def start_worker(run: PrepareRun, task: Task) -> None:
     _own.update(task=task, tools=tools_of(run))
 
 
-def work_on(path: Path) -> list[dict]:
-    return do_source(path, _own["task"], _own["tools"])
+def in_worker(act: Callable, item: object) -> object:
+    return act(item, _own["task"], _own["tools"])
 
 
-def improved(found: list[dict], run: PrepareRun, task: Task, tools: Tools) -> list[dict]:
+def work_on(path: Path, task: Task, tools: Tools) -> list[dict]:
+    return do_source(path, task, tools)
+
+
+def improved(found: list[dict], run: PrepareRun, task: Task, tools: Tools, improver: Improver) -> list[dict]:
     """The records, those whose improved reference picture cannot be used no longer kept."""
-    if not run.improve:
-        return found
     folder = task.folder / "improved"
     folder.mkdir(exist_ok=True)
     encoded.claim(folder / encoded.INDEX, {"improve": run.improve})
-    improver = improver_of(run.improve, str(device_of(run.device)))
     out = []
     for record in found:
         why = improve(record["clip"], task, improver, tools) if record["kept"] else []
@@ -174,21 +185,20 @@ def improved(found: list[dict], run: PrepareRun, task: Task, tools: Tools) -> li
 # Encoding
 
 
-def encode(chosen: list[dict], folder: Path, run: PrepareRun, task: Task, modules: dict) -> None:
+def encode(chosen: list[dict], folder: Path, run: PrepareRun, task: Task, modules: dict, each: Each) -> None:
     """The clips into shards, as far as they are not there yet."""
     device = next(modules["vae"].parameters()).device
     dtype = precision_of("auto", device)
-    with spread(min(run.workers, len(chosen)), start_reader, (task,)) as each:
 
-        def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
-            wanted = chosen[start:stop]
-            shown = iter(each(read_frames, wanted) if each else (pictures_of(record, task) for record in wanted))
-            groups = [wanted[low : low + run.chunk] for low in range(0, len(wanted), run.chunk)]
-            made = [encode_group(group, list(islice(shown, len(group))), run, task, modules, dtype) for group in groups]
-            tensors = {name: torch.cat([part[name] for part in made]) for name in made[0]}
-            return tensors, [record["prompt"] for record in wanted]
+    def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
+        wanted = chosen[start:stop]
+        shown = iter(each(pictures_of, wanted))
+        groups = [wanted[low : low + run.chunk] for low in range(0, len(wanted), run.chunk)]
+        made = [encode_group(group, list(islice(shown, len(group))), run, task, modules, dtype) for group in groups]
+        tensors = {name: torch.cat([part[name] for part in made]) for name in made[0]}
+        return tensors, [record["prompt"] for record in wanted]
 
-        encoded.write(folder, len(chosen), run.shard, description(chosen, run, modules), make)
+    encoded.write(folder, len(chosen), run.shard, description(chosen, run, modules), make)
 
 
 def description(chosen: list[dict], run: PrepareRun, modules: dict) -> dict:
@@ -219,15 +229,7 @@ def encode_group(
     return found
 
 
-def start_reader(task: Task) -> None:
-    _own["task"] = task
-
-
-def read_frames(record: dict) -> np.ndarray:
-    return pictures_of(record, _own["task"])
-
-
-def pictures_of(record: dict, task: Task) -> np.ndarray:
+def pictures_of(record: dict, task: Task, tools: Tools) -> np.ndarray:
     """The frames of a kept clip once more, uint8 [T, H, W, 3]. Raises ValueError if its video has changed."""
     path, start = task.footage / record["source"], record["frame"]
     shown = (one.picture for one in frames(probe(path), start, start + task.length))
@@ -239,9 +241,8 @@ def pictures_of(record: dict, task: Task) -> np.ndarray:
 
 def memory(run: PrepareRun, videos: int, todo: int) -> str:
     """What encoding would take on one device: the encoders and the pictures of one pass."""
-    names = ("vae", "audio", "text") if run.text else ("vae", "audio")
     rows = {}
-    for part in encoders_of(run.model, names):
+    for part in encoders_of(run.model, ENCODERS if run.text else ENCODERS[:2]):
         with torch.device("meta"):
             rows[part.name] = bytes_of(part.build().parameters(), torch.float32)
     pixels = run.chunk * run.frames * run.height * run.width * 3

@@ -194,7 +194,8 @@ def _upright(frame: Any, video: Video, side: int | None) -> np.ndarray:
 
 
 def sound_of(video: Video) -> np.ndarray:
-    """The whole sound, [samples] float32 mono at SAMPLE_RATE, from the first picture on; empty where there is none.
+    """The whole sound, [samples] float32 mono at SAMPLE_RATE, from the first picture on, channels
+    averaged; empty where there is none.
 
     Gaps between its pieces are silence, so that what follows keeps its time. Raises DamagedError.
     """
@@ -207,7 +208,7 @@ def sound_of(video: Video) -> np.ndarray:
         stream = container.streams.audio[0]
         for frame in _decoded(container, stream):
             rate = rate or frame.sample_rate
-            plain = plain or av.AudioResampler(format="flt", layout="mono", rate=rate)
+            plain = plain or av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
             stamp = _stamp(frame, stream)
             wanted = have if stamp is None else round((stamp - video.start) * rate)
             if not pieces:
@@ -216,7 +217,7 @@ def sound_of(video: Video) -> np.ndarray:
                 pieces.append(np.zeros(wanted - have, np.float32))
                 have = wanted
             for part in plain.resample(frame):
-                pieces.append(part.to_ndarray().reshape(-1))
+                pieces.append(part.to_ndarray().mean(axis=0))
                 have += len(pieces[-1])
     if not pieces:
         return np.zeros(0, np.float32)

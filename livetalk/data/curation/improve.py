@@ -85,9 +85,10 @@ def faults(before: np.ndarray, after: np.ndarray, tools: Tools, limits: Limits) 
         distance = np.linalg.norm(tools.identity(before, old) - tools.identity(after, new))
         if distance > limits.identity:
             yield f"identity {distance:.2f}, at most {limits.identity:g} is wanted"
-    sharper = picture.blur(picture.face_of(after, new))
-    if sharper > limits.blur:
-        yield f"blur {sharper:.2f} after the improvement, at most {limits.blur:g} is wanted"
+    as_shown = np.asarray(Image.fromarray(after).resize(before.shape[1::-1], Image.Resampling.LANCZOS))
+    blurred = picture.blur(picture.face_of(as_shown, scaled))
+    if blurred > limits.blur:
+        yield f"blur {blurred:.2f} after the improvement, at most {limits.blur:g} is wanted"
 
 
 def improve(clip: str, task: Task, improver: Improver, tools: Tools) -> list[str]:
