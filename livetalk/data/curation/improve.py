@@ -29,13 +29,15 @@ class Diffusers:
     """A pipeline of diffusers, such as an upscaler, from a folder: it takes an `image`, and may take a `prompt`."""
 
     def __init__(self, folder: str, device: str) -> None:
+        if not (Path(folder) / "model_index.json").is_file():
+            raise ValueError(f"improve={folder} is no pipeline of diffusers: it has no model_index.json")
         try:
             from diffusers import DiffusionPipeline
         except ImportError as error:
             raise ValueError(f"improve={folder} needs diffusers: pip install diffusers") from error
         try:
             self.pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(device)
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"improve={folder} is no pipeline of diffusers that can be read ({reason})") from error
         self.pipeline.set_progress_bar_config(disable=True)
