@@ -77,7 +77,7 @@ def cast_of(run: LivekitRun, picture: Image.Image) -> Cast:
 
     finish = Finish(geometry.height, geometry.width, run.size, run.mark)
     prompt = " ".join((run.prompt or example_prompt()).split())
-    return Cast(run, performer, picture, prompt, session_of, finish, talkers._thinker, talkers._voice)
+    return Cast(run, performer, picture, prompt, session_of, finish, talkers.thinker, talkers.voice)
 
 
 async def serve(server: AgentServer) -> None:

@@ -27,7 +27,7 @@ class Talkers:
     def warm(self) -> None:
         """Loads what is large, now; it may take seconds."""
         if self.config.kind == "offline":
-            assert self._thinker and self._voice
+            assert self.thinker and self.voice
 
     def talker(self) -> Talker:
         """One for a new conversation."""
@@ -41,10 +41,10 @@ class Talkers:
             return OpenAITalker(self.config)
         from livetalk.realtime.offline import OfflineTalker
 
-        return OfflineTalker(self.config, self._thinker, self._voice)
+        return OfflineTalker(self.config, self.thinker, self.voice)
 
     @cached_property
-    def _thinker(self) -> Thinker:
+    def thinker(self) -> Thinker:
         if self.config.thinker == "smollm2":
             from livetalk.realtime.smollm import SmolLM2
 
@@ -54,7 +54,7 @@ class Talkers:
         return Rules(self.config.seed)
 
     @cached_property
-    def _voice(self) -> Voice:
+    def voice(self) -> Voice:
         if self.config.speaker == "piper":
             from livetalk.realtime.piper import PiperVoice
 
