@@ -123,8 +123,11 @@ class Roster:
                 if setup.status != 200:
                     log.error("replica %s does not take the token: it gets no sessions", replica.name)
                     raise Unreachable(f"{replica.name} says {setup.status}")
-                replica.setup = json.loads(setup.body)
-                replica.free = replica.setup["free"]
+                try:
+                    replica.setup = json.loads(setup.body)
+                    replica.free = int(replica.setup["free"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise Unreachable(f"{replica.name} is no server of ours") from error
                 if replica not in self._there:
                     log.info("replica %s is there", replica.name)
                     self._there.append(replica)
