@@ -20,7 +20,7 @@ if nvidia-smi -L >/dev/null 2>&1; then skip="(gpu or not gpu)"; fi
 if ! ls pretrained_checkpoints/*/ >/dev/null 2>&1; then skip="$skip and not weights"; fi
 # What only these tests need; an interpreter that was named is left as it is.
 if [ -n "$all" ] && [ -z "${LIVETALK_PYTHON:-}" ] && ! "$PYTHON" -c "import livekit.agents, ray.serve" 2>/dev/null; then
-  _pip -e "$ROOT[livekit,ray]"
+  "$PYTHON" -m pip --disable-pip-version-check --no-input install -q -e "$ROOT[livekit,ray]"
 fi
 if [ -z "$all" ]; then skip="not slow and not gpu and not weights and not browser and not ray and not livekit"; fi
 
