@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from livetalk.cli import CONFIGS
+from livetalk.commands.cached import CachedAudio, text_encoder
 from livetalk.commands.memory import bytes_of, table
 from livetalk.commands.train_teacher import train_teacher
 from livetalk.conditions import Conditions, group_audio
@@ -56,6 +57,7 @@ manifest=FILE          lines prompt@@image@@audio to use instead of the syntheti
 prepared=FOLDER        what prepare_data left, runs/NAME: its clips, and those that it held out
 clips=FOLDER           encoded clips, such as runs/NAME/clips, to train on instead of freshly made ones
 text_scale=S audio_scale=S  the teacher's guidance
+features=FOLDER        keeps what text and audio encoder make there, for other runs too
 spoiled=S              share of the pairs to train on with a bad picture and a prompt without motion, for comparisons
 part=I parts=N         this process makes every N-th shard from the I-th on, so that several share the work
 Without --config: configs/generate_ode_pairs.yaml where there is a GPU, else configs/generate_ode_pairs_debug.yaml.
@@ -124,13 +126,17 @@ class Generator:
         self.run, self.device = run, device
         self.dtype = precision_of("auto", device)
         self.attend = BlockCausal(run.geometry.block) if run.source == "teacher_causal" else FullAttention()
-        self.vae, self.audio, self.text, self.teacher = (
-            load_part(run.family, name, device) for name in (*ENCODERS, run.source)
+        self.vae, self.audio, self.teacher = (
+            load_part(run.family, name, device) for name in ("vae", "audio", run.source)
         )
-        self.fingerprints = {
-            "teacher": encoded.fingerprint(self.teacher),
-            "others": encoded.fingerprint(self.vae, self.audio, self.text),
-        }
+        self.text, self.hearing = text_encoder(run, device), self.audio
+        if run.features:
+            self.hearing = CachedAudio(run.family, "audio", run.features, lambda: self.audio, device)
+            frozen = encoded.fingerprint(self.vae, self.audio)
+            whole = self.text.noted(frozen, lambda text: encoded.fingerprint(self.vae, self.audio, text))
+        else:
+            whole = encoded.fingerprint(self.vae, self.audio, self.text)
+        self.fingerprints = {"teacher": encoded.fingerprint(self.teacher), "others": whole}
         if run.compile:
             for block in self.teacher.blocks:
                 block.compile()
@@ -227,7 +233,9 @@ class Generator:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             latents = torch.cat([self.vae.encode(part) for part in pictures.split(self.run.chunk)])
         parts = pcm.to(self.device).split(self.run.chunk)
-        return latents.float(), torch.cat([self.audio.features(part, self.run.geometry.clip_frames) for part in parts])
+        return latents.float(), torch.cat(
+            [self.hearing.features(part, self.run.geometry.clip_frames) for part in parts]
+        )
 
     def write(self, folder: Path, split: str, read: Reader, source: dict, count: int, part: tuple[int, int]) -> None:
         """The pairs of a split, as far as they are not there yet. Raises ValueError if others are there."""

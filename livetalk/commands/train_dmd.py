@@ -19,6 +19,7 @@ from torch import Tensor
 
 from livetalk.cli import CONFIGS
 from livetalk.commands import train_ode
+from livetalk.commands.cached import text_encoder
 from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import PREPARED
 from livetalk.commands.memory import activation_bytes, bytes_of, table, training_rows
@@ -27,13 +28,13 @@ from livetalk.conditions import Conditions
 from livetalk.config import DmdRun, load
 from livetalk.data import encoded, pairs
 from livetalk.data.pairs import OdePairs
-from livetalk.devices import device_of, settle_gpu
+from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.geometry import TIME_STRIDE
 from livetalk.models.attention import FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.kv_cache import CacheConfig
 from livetalk.parts import load_part, missing_parts, read_config, require_parts
-from livetalk.training import distributed, health
+from livetalk.training import distributed, health, sharding
 from livetalk.training.dmd import CRITIC, STUDENT, DmdObjective
 from livetalk.training.tracking import Tracker
 from livetalk.training.trainer import Trainer
@@ -74,8 +75,6 @@ def train_dmd(run: DmdRun, dry_run: bool = False) -> None:
     require_parts(run.family, needed)
     training = Training(run, sources, folder, device, tracker)
     training.fit()
-    if first and training.lacks_student():
-        training.evaluate(training.trainer.step)
     tracker.finish()
     distributed.leave()
     if first:
@@ -137,11 +136,15 @@ class Training(train_ode.Training):
 
     def __init__(self, run: DmdRun, sources: Path, folder: Path, device: torch.device, tracker: Tracker) -> None:
         self.prepare(run, folder, device, tracker)
-        student, self.probe = (load_part(run.family, KEPT, device) for _ in range(2))
+        student, self.probe = (load_part(run.family, KEPT, self.place) for _ in range(2))
         student.requires_grad_(True)
-        teacher, critic = (load_part(run.family, "teacher", device) for _ in range(2))
-        text = load_part(run.family, "text", device)
-        critic.requires_grad_(True)
+        critic = load_part(run.family, "teacher", self.place).requires_grad_(True)
+        teacher = load_part(run.family, "teacher", self.place, precision_of(run.teacher_precision, device))
+        for block in [*teacher.blocks, *critic.blocks] if run.train.compile else []:
+            block.compile(dynamic=False)
+        self.spread(self.probe)
+        self.spread(teacher)
+        text = text_encoder(run, device)
         conditions = sources_of(run, sources, device)
 
         @torch.no_grad()
@@ -156,8 +159,6 @@ class Training(train_ode.Training):
         log.info("the ODE student: %s", train_ode.line(self.start))
         with torch.no_grad():
             null = text.encode([run.negative_prompt])
-        for block in [*teacher.blocks, *critic.blocks] if run.train.compile else []:
-            block.compile(dynamic=False)
         geometry = run.geometry
         cache = CacheConfig(geometry.window, geometry.anchors, geometry.block, run.causal.positions)
         objective = DmdObjective(
@@ -171,6 +172,7 @@ class Training(train_ode.Training):
             cache,
             run.dmd,
             run.train.seed,
+            sharding.sequence_group(run.train.sequence),
         )
         players = {STUDENT: run.train, CRITIC: run.critic}
         self.trainer = Trainer(objective, run.train, folder, device, players)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from livetalk.cli import CONFIGS
+from livetalk.commands.cached import text_encoder
 from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import make_pairs
 from livetalk.commands.memory import activation_bytes, table, training_rows
@@ -31,7 +32,7 @@ from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.parts import CARD, Card, export_part, load_part, missing_parts, read_config, require_parts
 from livetalk.rollout import gaussian
-from livetalk.training import distributed, tracking
+from livetalk.training import distributed, sharding, tracking
 from livetalk.training.health import Watch
 from livetalk.training.ode import DEV_ERROR, OdeObjective, Verdict, verdict
 from livetalk.training.tracking import Tracker
@@ -68,8 +69,6 @@ def train_ode(run: OdeRun, dry_run: bool = False) -> None:
     require_parts(run.family, ("vae", "text", run.source))
     training = Training(run, sources, folder, device, tracker)
     training.fit()
-    if first and (training.lacks_student() or not training.history()):
-        training.evaluate(training.trainer.step)
     tracker.finish()
     distributed.leave()
     if first:
@@ -112,15 +111,16 @@ class Training:
 
     def __init__(self, run: OdeRun, sources: Path, folder: Path, device: torch.device, tracker: Tracker) -> None:
         self.prepare(run, folder, device, tracker)
-        student, self.probe = (load_part(run.family, run.source, device) for _ in range(2))
+        student, self.probe = (load_part(run.family, run.source, self.place) for _ in range(2))
         fingerprint = encoded.fingerprint(student)
-        text = load_part(run.family, "text", device)
+        self.spread(self.probe)
+        text, group = text_encoder(run, device), sharding.sequence_group(run.train.sequence)
 
         def objective(split: str, network: WanDiT) -> OdeObjective:
             found = pairs.load(sources / split, run.causal.timesteps, fingerprint, device)
             with torch.no_grad():
                 features = torch.cat([text.encode(found.prompts[i : i + 256]) for i in range(0, len(found), 256)])
-            return OdeObjective(network, found, features, run.geometry.block, run.ode)
+            return OdeObjective(network, found, features, run.geometry.block, run.ode, group)
 
         self.held_out = objective("dev", self.probe)
         self.examination = Examination(run.family, self.held_out.pairs, run.shown, run.geometry.block)
@@ -136,10 +136,20 @@ class Training:
         """What is the same for every objective."""
         self.run, self.folder, self.device, self.tracker = run, folder, device, tracker
         self.last: dict[str, float] = {}
+        # The host's memory is where networks wait to be spread over all devices.
+        self.place = torch.device("cpu") if run.train.shard else device
         self.watch = Watch(run.health, folder, self.rows())
+
+    def spread(self, network: WanDiT) -> None:
+        """Spreads a network that does not learn over all processes, where the run is sharded."""
+        if self.run.train.shard:
+            sharding.shard(network, self.run.train, self.device, self.run.train.precision)
 
     def fit(self) -> None:
         self.trainer.fit(self.evaluate, self.logged)
+        missing = self.lacks_student() or not self.history()
+        if distributed.agreed(int(missing), self.device) and (self.run.train.shard or distributed.rank() == 0):
+            self.evaluate(self.trainer.step)
 
     def logged(self, step: int, scalars: dict[str, float]) -> None:
         """What training logs: tracked, and watched for what goes wrong."""
@@ -153,13 +163,14 @@ class Training:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Figures of the weights as they are, pictures, the report; exports the part if it is the best so far. Raises
-        HopelessError."""
-        weights = weights_of(self.trainer, STUDENT)
-        self.probe.load_state_dict(weights)
-        latents = self.sampled()
+        HopelessError. In a sharded run all processes sample, and the first one looks."""
+        self.probe.load_state_dict(weights_of(self.trainer, STUDENT))
+        latents, judged = self.sampled(), self.judged()
+        if distributed.rank():
+            return {}
         seen_figures, seen = self.examination.figures(latents)
         self.keep_clips(step, self.examination.per_clip(latents, seen))
-        figures = self.judged() | seen_figures
+        figures = judged | seen_figures
         files = self.examination.show(seen, self.folder, f"step-{step:07d}")
         log.info("step %d: %s", step, line(figures))
         beside = {f"teacher/{name}": value for name, value in self.examination.teacher.items()}
@@ -167,7 +178,7 @@ class Training:
         self.watch.frames(step, figures, self.examination.teacher)
         self.last = {"step": step, **figures}
         if self.best()["step"] == step or self.lacks_student():
-            self.export(weights, step, figures)
+            self.export(step, figures)
         self.report()
         return figures
 
@@ -176,7 +187,9 @@ class Training:
         with open(self.folder / CLIPS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
 
-    def export(self, weights: dict[str, Tensor], step: int, figures: dict[str, float]) -> None:
+    def export(self, step: int, figures: dict[str, float]) -> None:
+        sharded = self.trainer.sharded
+        weights = sharded.read_weights(STUDENT) if sharded else weights_of(self.trainer, STUDENT)
         rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
         made_with = self.trainer.objective.pairs.settings
         known = {f"pairs made with.{name}": value for name, value in made_with.items() if name != "source"}

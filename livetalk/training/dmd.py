@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from livetalk import flow
 from livetalk.conditions import Conditions
@@ -22,6 +23,7 @@ from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.rollout import gaussian, new_cache, rollout
 from livetalk.training.losses import critic_flow_errors, critic_input, dmd_gradient, dmd_loss
+from livetalk.training.sequence import flow_of
 
 STUDENT, CRITIC = "student", "critic"
 SCORED = (20.0, 980.0)
@@ -115,7 +117,8 @@ class DmdObjective:
     """Two players: the causal student and the bidirectional critic, which estimates the student's distribution.
 
     The conditions are those of pairs, which live where the networks do; text: features [N, L, text_dim] of their
-    prompts, null: [1, L, text_dim] of the negative one. timesteps and cache: as at inference.
+    prompts, null: [1, L, text_dim] of the negative one. timesteps and cache: as at inference. group:
+    the processes that share the tokens of what is scored (sequence.py).
     """
 
     def __init__(
@@ -130,7 +133,9 @@ class DmdObjective:
         cache: CacheConfig,
         config: DmdConfig,
         seed: int = 0,
+        group: ProcessGroup | None = None,
     ) -> None:
+        self.group = group
         self.window = pairs.states.shape[2]
         self.latents = config.latents or self.window
         if self.latents % cache.block or self.window % cache.block or self.latents < self.window:
@@ -235,7 +240,8 @@ class DmdObjective:
         return flow.guide(*clean.double().chunk(3), config.text_scale, config.audio_scale)
 
     def _clean(self, dit: WanDiT, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        return flow.x0_from_flow(noisy, dit(noisy, t, conditions, FullAttention()), flow.sigma_of(t))
+        predicted = flow_of(dit, noisy, t, conditions, FullAttention(), self.group)
+        return flow.x0_from_flow(noisy, predicted, flow.sigma_of(t))
 
     def _levels(self, scored: Scored, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         latents = scored.latents

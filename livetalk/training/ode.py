@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from livetalk import flow
 from livetalk.data.pairs import OdePairs
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import WanDiT
+from livetalk.training.sequence import flow_of
 
 DEV_ERROR = "dev error"
 
@@ -55,9 +57,19 @@ def frame_errors(predicted: Tensor, x0: Tensor) -> Tensor:
 
 
 class OdeObjective:
-    """pairs live where the student does; text: features [N, L, text_dim] of their prompts; block: latent frames."""
+    """pairs live where the student does; text: features [N, L, text_dim] of their prompts; block: latent frames; group:
+    the processes that share the tokens of a pass (sequence.py)."""
 
-    def __init__(self, student: WanDiT, pairs: OdePairs, text: Tensor, block: int, config: OdeConfig) -> None:
+    def __init__(
+        self,
+        student: WanDiT,
+        pairs: OdePairs,
+        text: Tensor,
+        block: int,
+        config: OdeConfig,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.group = group
         frames = pairs.states.shape[2]
         if frames % block:
             raise ValueError(f"pairs of {frames} latent frames are not whole blocks of {block}: choose another block")
@@ -96,7 +108,7 @@ class OdeObjective:
         x0 = rearrange(self.pairs.states[chosen, -1], "b f c h w -> b c f h w").float()
         t = self.timesteps[levels]
         conditions = self.pairs.conditions(chosen, self.text[chosen])
-        flowed = student(shown, t, conditions, BlockCausal(self.block))
+        flowed = flow_of(student, shown, t, conditions, BlockCausal(self.block), self.group)
         return flow.x0_from_flow(shown, flowed, flow.sigma_of(t)), x0
 
     def scored(self, levels: Tensor) -> Tensor:

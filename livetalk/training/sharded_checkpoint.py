@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -87,6 +88,12 @@ class ShardedCheckpoints:
             raise ValueError(f"no checkpoint in {self.folder} can be read: remove the folder to start anew")
         return None
 
+    def read_weights(self, module: str) -> dict[str, Tensor]:
+        """Those to use, as last saved, of one of the trained modules: all of them, in this process alone."""
+        self.finish()
+        path = checkpoint.whole(self.folder)[-1]
+        return read(path, weight_names(names_of(path), module, averaged=True))
+
     def _fill(self, path: Path, learners: list[Learner]) -> None:
         names = set(names_of(path))
         for learner in learners:
@@ -136,10 +143,22 @@ def names_of(path: Path) -> list[str]:
     return list(FileSystemReader(path).read_metadata().state_dict_metadata)
 
 
-def whole_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a sharded checkpoint, put together in this process alone."""
+def weight_names(names: Iterable[str], module: str, averaged: bool) -> dict[str, str]:
+    """Our name of each weight of a trained module, and that in a checkpoint: of the average where it is wanted and
+    there."""
+    for kind in (AVERAGED, WEIGHTS) if averaged else (WEIGHTS,):
+        start = f"{kind}{module}."
+        if found := {name.removeprefix(start): name for name in names if name.startswith(start)}:
+            return found
+    return {}
+
+
+def read(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
+    """Whole tensors of a sharded checkpoint, {ours: theirs}, put together on the host by this process alone."""
     reader = FileSystemReader(path)
-    known = reader.read_metadata().state_dict_metadata[name]
-    value = torch.empty(known.size, dtype=known.properties.dtype)
-    dcp.load({name: value}, storage_reader=reader, no_dist=True)
-    return value
+    known = reader.read_metadata().state_dict_metadata
+    found = {their: torch.empty(known[their].size, dtype=known[their].properties.dtype) for their in names.values()}
+    with warnings.catch_warnings():  # one process alone is what is meant
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(found, storage_reader=reader, no_dist=True)
+    return {ours: found[their] for ours, their in names.items()}

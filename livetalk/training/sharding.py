@@ -20,7 +20,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from livetalk.models.dit import WanDiT
 from livetalk.models.text import TextEncoder
@@ -78,14 +78,14 @@ def shard(module: nn.Module, config: Sharding, device: torch.device, precision: 
     layers = MixedPrecisionPolicy(**bf16, cast_forward_inputs=False)
     # A modulation is the sum of a weight and a projection of time: in float32, as where weights are kept in that.
     wide = MixedPrecisionPolicy(**bf16, output_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False)
-    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+    small = MixedPrecisionPolicy(param_dtype=torch.float32 if bf16 else None, cast_forward_inputs=False)
     # It warns of layers whose outputs are views: nothing here changes an output in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     if isinstance(module, WanDiT):
         for block in module.blocks:
             text = block.cross_attn
             fully_shard([text.k, text.norm_k, text.v], mp_policy=layers, **how)  # prepare() runs these alone
-            fully_shard(block.norm3, mp_policy=whole, **how)  # the residual stream, which it reads, is float32
+            fully_shard(block.norm3, mp_policy=small, **how)  # the residual stream, which it reads, is float32
             fully_shard(block, mp_policy=layers, **how)
         fully_shard(module.text_embedding, mp_policy=layers, **how)
         fully_shard(module.time_embedding, mp_policy=layers, **how)
@@ -93,7 +93,7 @@ def shard(module: nn.Module, config: Sharding, device: torch.device, precision: 
     elif isinstance(module, TextEncoder):
         for block in module.encoder.block:
             fully_shard(block, mp_policy=layers, **how)
-    fully_shard(module, mp_policy=whole, **how | {"reshard_after_forward": None})
+    fully_shard(module, mp_policy=small, **how | {"reshard_after_forward": None})
     for kind, beside in BESIDE.items():
         if isinstance(module, kind):
             register_fsdp_forward_method(module, beside)
@@ -110,16 +110,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def share_of(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same in every process, spread as `like` is."""
-    if not isinstance(like, DTensor):
-        return value.to(like)
-    return distribute_tensor(value.to(like.dtype), like.device_mesh, like.placements)
-
-
 def sequence_group(size: int) -> dist.ProcessGroup | None:
     """The processes, `size` in a row, that share this one's samples; None where it has them to itself."""
     if size == 1:
         return None
+    if distributed.ranks() % size:
+        raise ValueError(f"sequence={size} does not divide {distributed.ranks()} processes")
     group, _ = dist.new_subgroups(group_size=size)
     return group

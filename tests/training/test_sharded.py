@@ -15,11 +15,13 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.training import checkpoint, distributed, sharding
+from livetalk.training.sequence import flow_of
 from livetalk.training.sharding import Sharding
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
-from tests.models.test_dit import TINY
+from tests.models.test_dit import TINY, clip, tiny
 from tests.training import test_dmd, test_ode
 
 CPU = torch.device("cpu")
@@ -41,9 +43,10 @@ class Recorded(Trainer):
 
 def trainer_of(kind, folder, config, kept=Trainer):
     torch.manual_seed(0)
+    objective = test_ode.objective(WanDiT(TINY)) if kind == "ode" else test_dmd.objective(every=2)
+    objective.group = sharding.sequence_group(config.sequence)
     if kind == "ode":
-        return kept(test_ode.objective(WanDiT(TINY)), config, folder)
-    objective = test_dmd.objective(every=2)
+        return kept(objective, config, folder)
     if config.shard:
         sharding.shard(objective.teacher, config, CPU, config.precision)
     return kept(objective, config, folder, players={"student": config, "critic": CRITIC})
@@ -93,6 +96,20 @@ def parts_of(trainer):
     return here / there
 
 
+def both_ways(attend):
+    """Flow and gradients of a pass that two processes share the rows of, and those of one alone."""
+    x, conditions = clip(rows=4)
+    results = []
+    for group in (sharding.sequence_group(2), None):
+        dit = tiny()
+        flow = flow_of(dit, x, torch.tensor([500.0]), conditions, attend, group)
+        flow.square().mean().backward()
+        distributed.average_gradients(dit.parameters())
+        grads = {name: p.grad for name, p in dit.named_parameters() if p.grad is not None}
+        results.append({"flow": flow.detach(), **grads})
+    return results
+
+
 def work(rank, port, folder):
     """One of two processes: trains both objectives, in one go and with a stop, and says how much it held."""
     join(rank, port)
@@ -102,6 +119,8 @@ def work(rank, port, folder):
     DTensor.full_tensor = lambda self, **given: gathered.append(self.numel()) or plain(self, **given)
     for kind in ("ode", "dmd"):
         found[kind] = run(kind, folder / kind, CONFIG, Recorded)
+        found[f"{kind} in rows"] = run(kind, folder / f"{kind}-rows", replace(CONFIG, sequence=2), Recorded)
+    found["rows"] = [both_ways(attend) for attend in (FullAttention(), BlockCausal(3))]
     gathered.clear()
     trainer = trainer_of("dmd", folder / "counted", replace(CONFIG, steps=2))
     trainer.fit()
@@ -131,6 +150,23 @@ def test_two_processes_train_as_one(kind, pair, tmp_path, alone):
         close(two[kind]["weights"], one["weights"])
         assert len(two[kind]["gradients"]) == len(one["gradients"]) == {"ode": 4, "dmd": 6}[kind]
         for found, wanted in zip(two[kind]["gradients"], one["gradients"], strict=True):
+            close(found, wanted)
+
+
+@pytest.mark.parametrize("attend", [0, 1], ids=["full", "block-causal"])
+def test_a_pass_that_two_share_is_that_of_one(attend, pair):
+    for two in pair[1]:
+        shared, alone = two["rows"][attend]
+        close(shared, alone, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["ode", "dmd"])
+def test_two_that_share_every_sample_train_as_one(kind, pair, tmp_path, alone):
+    one = run(kind, tmp_path, CONFIG, Recorded)
+    for two in pair[1]:
+        shared = two[f"{kind} in rows"]
+        assert shared["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
+        for found, wanted in zip(shared["gradients"], one["gradients"], strict=True):
             close(found, wanted)
 
 
@@ -167,6 +203,7 @@ def go_on(rank, port, folder):
     torch.save(found, Path(folder) / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_and_from_one_on_two(pair, tmp_path, alone):
     run("dmd", tmp_path / "run", replace(CONFIG, until=2))
     distributed.leave()
