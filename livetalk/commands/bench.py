@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from livetalk.commands import inference, memory
+from livetalk.commands import inference, latency, memory
 from livetalk.commands.memory import bytes_of
 from livetalk.config import InferenceRun
 from livetalk.devices import device_of, precision_of, settle_gpu
@@ -61,6 +61,7 @@ decoder=small|vae     as at inference; the plain path beside it always has the V
 ways=[plain,exact,fp8]  what to time side by side
 engine.KEY=...        how blocks are made, see the keys below
 blocks=N              timed in steady state (50)
+live=true             time from a typed sentence to the first frame that answers, by stages (or --live)
 """
 
 
@@ -89,6 +90,9 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
     settle_gpu()
     began = time.perf_counter()
     usual = performer_of(run, device, dtype)
+    if run.live:
+        latency.live(run, usual)
+        return
     limits = limits_of(device, dtype)
     loaded = time.perf_counter() - began
     paths: list[benchmark.Path] = []

@@ -18,7 +18,7 @@ class BenchRun:
     preset: nano, the shipped family, or 1.3b, the published shape with random weights (speed does not depend on them).
     resolution: WIDTHxHEIGHT in pixels, "" for the preset's own. blocks: in steady state, after `warmup` others.
     decoder: as at inference. kernels: write where the time of a block goes on a GPU, kernel by kernel, beside the
-    figures. words: tokens of the prompt in the 1.3b preset.
+    figures. words: tokens of the prompt in the 1.3b preset. live: time the answer to a typed sentence instead.
 
     ways: to make the same blocks, timed side by side, none for all that make sense: plain, one kernel after the other;
     exact, the engine as `engine` says, in the network's precision; half, a float32 network's products in bfloat16; fp8,
@@ -36,6 +36,7 @@ class BenchRun:
     warmup: int = 7
     words: int = 100
     kernels: bool = False
+    live: bool = False
     engine: EngineConfig = EngineConfig()
     output: str = "outputs/bench"
 

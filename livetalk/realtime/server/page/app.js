@@ -244,5 +244,8 @@ looks.changed = () => {
   session?.send("face", { face: looks.face });
 };
 
+// For whoever looks into a problem with the browser's console.
+globalThis.livetalk = { stats: () => session?.stats() };
+
 phase("start");
 prepare();
