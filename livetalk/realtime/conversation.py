@@ -183,6 +183,9 @@ class Conversation:
             await asyncio.sleep(TICK_S)
             if not self._stopping:
                 for event in self._playback.advance(self._stage.unheard):
+                    if isinstance(event, SpeechStarted):
+                        # Also where it was heard to its end since the last look.
+                        self._become(State.SPEAKING)
                     self._events.put_now(event)
             self._look()
             self._wake()
@@ -221,6 +224,9 @@ class Conversation:
             state = State.THINKING
         else:
             state = State.LISTENING if self._voice else State.IDLE
+        self._become(state)
+
+    def _become(self, state: State) -> None:
         if state != self._state:
             self._state = state
             self._events.put_now(StateChanged(state))

@@ -1,6 +1,5 @@
 """The code in docs/realtime.md runs."""
 
-import asyncio
 import re
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_a_talker_of_your_own():
             await conversation.say("Hello you there")
             events = await until(conversation.events(), lambda event: event == SpeechEnded(1, True))
             await conversation.say("a " * 500)
-            await asyncio.sleep(0.1)
+            await until(conversation.events(), lambda event: isinstance(event, Caption) and event.at_ms > 500)
             return events, await conversation.interrupt()
 
     events, heard = run(performed())
