@@ -31,7 +31,9 @@ from livetalk.schemas import read
 from livetalk.streaming.bench import BenchRun
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
+from livetalk.training.bench import BenchTrainingRun
 from livetalk.training.dmd import DmdConfig
+from livetalk.training.export import ExportRun
 from livetalk.training.health import HealthConfig
 from livetalk.training.ode import OdeConfig
 from livetalk.training.small_decoder import SmallDecoderTraining
@@ -381,6 +383,8 @@ RUNS: dict[str, type] = {
     "evaluate": EvaluateRun,
     "ablate": AblateRun,
     "bench": BenchRun,
+    "bench_training": BenchTrainingRun,
+    "export": ExportRun,
     "serve": ServeRun,
     "livekit_agent": LivekitRun,
     "serve_fleet": FleetRun,

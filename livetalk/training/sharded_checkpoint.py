@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Protocol
@@ -140,7 +141,13 @@ def _make_room(learner: Learner, names: set[str]) -> None:
 
 def names_of(path: Path) -> list[str]:
     """Names of the tensors that a sharded checkpoint holds."""
-    return list(FileSystemReader(path).read_metadata().state_dict_metadata)
+    return list(_metadata(path))
+
+
+@lru_cache(1)
+def _metadata(path: Path) -> dict:
+    """By name; of the checkpoint that was asked for last."""
+    return FileSystemReader(path).read_metadata().state_dict_metadata
 
 
 def weight_names(names: Iterable[str], module: str, averaged: bool) -> dict[str, str]:
@@ -155,10 +162,15 @@ def weight_names(names: Iterable[str], module: str, averaged: bool) -> dict[str,
 
 def read(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
     """Whole tensors of a sharded checkpoint, {ours: theirs}, put together on the host by this process alone."""
-    reader = FileSystemReader(path)
-    known = reader.read_metadata().state_dict_metadata
-    found = {their: torch.empty(known[their].size, dtype=known[their].properties.dtype) for their in names.values()}
+    reader, sizes = FileSystemReader(path), {theirs: size_of(path, theirs) for theirs in names.values()}
+    found = {theirs: torch.empty(size, dtype=dtype) for theirs, (size, dtype) in sizes.items()}
     with warnings.catch_warnings():  # one process alone is what is meant
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.load(found, storage_reader=reader, no_dist=True)
-    return {ours: found[their] for ours, their in names.items()}
+    return {ours: found[theirs] for ours, theirs in names.items()}
+
+
+def size_of(path: Path, name: str) -> tuple[torch.Size, torch.dtype]:
+    """Shape and type of a tensor of a sharded checkpoint."""
+    known = _metadata(path)[name]
+    return known.size, known.properties.dtype

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -63,11 +64,14 @@ def mesh_of(device: torch.device) -> DeviceMesh:
 
 
 def shard(module: nn.Module, config: Sharding, device: torch.device, precision: str) -> nn.Module:
-    """Spreads a network, which may still lie on the host, over all processes, in place.
+    """Spreads a network, which may still lie on the host or have no memory yet (meta), over all processes, in place;
+    one that is spread already stays as it is.
 
     precision: "bf16" gathers layers in bfloat16, as autocast would cast them, and adds gradients up in float32; "fp32"
     gathers them as they are. The small weights outside of the layers are gathered in float32 all the same.
     """
+    if isinstance(module, FSDPModule):
+        return module
     bf16 = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
     learns = any(p.requires_grad for p in module.parameters())
     how = {

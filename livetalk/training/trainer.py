@@ -297,7 +297,7 @@ class Trainer:
         started, first = time.monotonic(), self.step
         probe = started
         while self.step < self.config.end:
-            metrics = self._update()
+            metrics = self.update()
             if self.step in (first + 1, first + 20) or self.step % self.config.log_every == 0:
                 self.scalars = self._report(metrics, started, first)
                 if watch and not distributed.rank():
@@ -333,7 +333,8 @@ class Trainer:
         """The players that learn at this step."""
         return ("",) if "" in self.players else self.objective.turns(self.step)
 
-    def _update(self) -> dict[str, Tensor]:
+    def update(self) -> dict[str, Tensor]:
+        """One step of all whose turn it is; scalars worth logging."""
         learning = [self.players[name] for name in self._turns()]
         for player in learning:
             player.set_rate(player.config.rate_at(self.step, self.config.steps))
@@ -373,11 +374,14 @@ class Trainer:
         for part in range(self.parts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 loss, metrics = loss_of(self.step, self.share, generators[part % len(generators)])
-            (loss / self.parts).backward()
+            self._backward(loss / self.parts)
             found.append({"loss": loss.detach(), **metrics})
         norm = player.descend()
         means = {name: sum(part[name] for part in found) / len(found) for name in found[0]}
         return {"loss": means.pop("loss"), "grad_norm": norm, **means}
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def _numbers(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """On the host; where sharded, means over the processes."""
