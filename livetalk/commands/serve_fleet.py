@@ -81,7 +81,10 @@ def deployed(run: FleetRun) -> Iterator[str]:
     from livetalk.realtime.server.fleet.ray_serve import application
     from livetalk.realtime.server.serving import ANYWHERE
 
+    asked_to_stop = signal.getsignal(signal.SIGTERM)
     ray.init(address=run.cluster or "local", include_dashboard=False, namespace="livetalk", log_to_driver=False)
+    # It takes the signal for a crash, prints a stack and dies on the spot.
+    signal.signal(signal.SIGTERM, asked_to_stop)
     try:
         serve.start(http_options={"host": run.server.host, "port": run.server.port})
         serve.run(application(run, opened), name="livetalk", route_prefix="/")

@@ -12,7 +12,7 @@ from livetalk.geometry import FPS, SAMPLE_RATE
 from livetalk.realtime.livekit_avatar import EARLY_S, AvatarVideo, avatar_runner
 from livetalk.streaming.pace import StreamConfig
 from tests.realtime.conftest import run
-from tests.realtime.livekit_room import Recorder, Room
+from tests.realtime.livekit_room import Recorder, Room, call
 from tests.streaming.conftest import FACE, make, quick  # noqa: F401
 
 pytestmark = [
@@ -54,13 +54,28 @@ class Stage:
                 await asyncio.sleep(0.005)
 
 
-@asynccontextmanager
-async def staged(performer, monkeypatch):  # noqa: F811
+def beside():
+    """The agent in the avatar's process: its output is what the runner receives."""
     from livekit.agents.voice.avatar import QueueAudioOutput
 
+    output = QueueAudioOutput(sample_rate=SAMPLE_RATE, wait_playback_start=True)
+    return output, output, Room()
+
+
+def apart():
+    """The agent elsewhere: its sound, its interruptions and what is told of the playback go over the room."""
+    from livekit.agents.voice.avatar import DataStreamAudioOutput, DataStreamAudioReceiver
+
+    agent, avatar = call()
+    output = DataStreamAudioOutput(agent, destination_identity="avatar", wait_playback_start=True)
+    return output, DataStreamAudioReceiver(avatar), avatar
+
+
+@asynccontextmanager
+async def staged(performer, monkeypatch, linked=beside):  # noqa: F811
     video = AvatarVideo(partial(performer.session, FACE, "nods", 0), STILL)
-    output, recorder = QueueAudioOutput(sample_rate=SAMPLE_RATE, wait_playback_start=True), Recorder()
-    runner = avatar_runner(Room(), output, video)
+    (output, receiver, room), recorder = linked(), Recorder()
+    runner = avatar_runner(room, receiver, video)
     recorder.watch(runner, monkeypatch)
     await runner.start()
     try:
@@ -70,7 +85,7 @@ async def staged(performer, monkeypatch):  # noqa: F811
         await video.aclose()
 
 
-def play(performer, monkeypatch, act):  # noqa: F811
+def play(performer, monkeypatch, act, linked=beside):  # noqa: F811
     """Runs act(stage); no task, thread or file is left."""
 
     async def main():
@@ -78,7 +93,7 @@ def play(performer, monkeypatch, act):  # noqa: F811
 
         # The package keeps a queue's thread and pipe for the process from its first use on.
         rtc.AudioSource(SAMPLE_RATE, 1)
-        async with staged(performer, monkeypatch) as stage:
+        async with staged(performer, monkeypatch, linked) as stage:
             return await act(stage)
 
     asyncio.run(_warm())
@@ -210,6 +225,42 @@ def test_interrupted_again_and_again(performer, monkeypatch):
         return stage.ends[len(waits) :]
 
     assert play(performer, monkeypatch, act) == [(pytest.approx(0.2), False)]
+
+
+def test_an_agent_elsewhere(performer, monkeypatch):
+    """Segments and interruptions over byte streams and remote calls: one end for each, and nothing of one that was cut
+    off is heard after it, also if that was before it was heard at all."""
+
+    async def act(stage):
+        await stage.speak(0.3)
+        stage.output.flush()
+        await asyncio.wait_for(stage.output.wait_for_playout(), 10)
+        for turn, wait in enumerate((0.5, 0.05, 0.3, 0.1)):
+            await stage.speak(2.0, first=10_000 * (turn % 2) + 1)
+            if turn < 2:
+                stage.output.flush()
+            await asyncio.sleep(wait)
+            stage.output.clear_buffer()
+            stage.output.flush()
+            assert (await asyncio.wait_for(stage.output.wait_for_playout(), 1.9)).interrupted
+        before = len(stage.recorder.heard)
+        for first in (25_000, 28_000):
+            await stage.speak(0.1, first=first)
+            stage.output.flush()
+        await asyncio.wait_for(stage.output.wait_for_playout(), 10)
+        wanted = np.concatenate([np.arange(first, first + 1600) for first in (25_000, 28_000)])
+        assert np.array_equal(stage.recorder.heard[before:], wanted)
+        assert sum(position for position, _ in stage.ends[:5]) == pytest.approx(before / SAMPLE_RATE)
+        # What was told, and not what the agent made up for want of it.
+        told = [call for call, _ in stage.runner._room.local_participant.calls if call == "lk.playback_finished"]
+        assert len(told) == len(stage.ends) == 7
+        # The package keeps the latest of each identity for the process.
+        for registry in (type(stage.output)._playback_finished_handlers, type(stage.output)._playback_started_handlers):
+            registry.clear()
+        type(stage.runner._audio_recv)._clear_buffer_handlers.clear()
+        return [interrupted for _, interrupted in stage.ends]
+
+    assert play(performer, monkeypatch, act, apart) == [False, True, True, True, True, False, False]
 
 
 def test_clearing_nothing_tells_nothing(performer, monkeypatch):

@@ -60,6 +60,17 @@ class Connection:
         except (OSError, EOFError, TimeoutError, h11.ProtocolError) as error:
             raise Unreachable(f"{self._host}: {error!r}") from error
 
+    async def rest(self, seconds: float) -> None:
+        """Says nothing for so long. Raises Unreachable as soon as the other side closes the connection."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._reader.read(1)
+        except TimeoutError:
+            return
+        except OSError as error:
+            raise Unreachable(f"{self._host}: {error!r}") from error
+        raise Unreachable(f"{self._host}: the connection was closed")
+
     async def _reply(self) -> Reply:
         import h11
 

@@ -1,5 +1,5 @@
-"""Which replicas there are, and which of them are there: each is asked several times a second over a connection that
-stays open, so that a process that is killed is missed as soon as its connection breaks, also if it comes back at once.
+"""Which replicas there are, and which of them are there: each is asked every second over a connection that stays open,
+so that a process that is killed is missed as soon as its connection breaks, also if it comes back at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 Source = Callable[[], Awaitable[Mapping[str, str]]]
 """Says where replicas are now: HOST:PORT by name."""
 
-EVERY_S = 0.25
+EVERY_S = 1.0
+AGAIN_S = 0.25
 PATIENCE_S = 4.0
 """A replica that says nothing for so long is given up with its sessions, though its connection holds: it hangs, or its
 machine is cut off. It is more than any stall of one that is only busy."""
@@ -112,7 +113,7 @@ class Roster:
                     await self._live(Replica(name, host.strip("[]"), int(port)), connection)
             except Unreachable as error:
                 log.debug("%s", error)
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(AGAIN_S)
 
     async def _live(self, replica: Replica, connection: Connection) -> None:
         async with AsyncExitStack() as stack:
@@ -132,7 +133,7 @@ class Roster:
                     log.info("replica %s is there", replica.name)
                     self._there.append(replica)
                     stack.callback(self._lose, replica)
-                await asyncio.sleep(EVERY_S)
+                await connection.rest(EVERY_S)
 
     def _lose(self, replica: Replica) -> None:
         log.warning("replica %s is gone, with its sessions", replica.name)

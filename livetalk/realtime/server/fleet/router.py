@@ -95,6 +95,8 @@ class Router:
         else:
             order = [owner]
         reply, replica = await self._first(request, body, order, "/api/sessions")
+        # Until it says so itself.
+        replica.free -= reply.status == 201
         return self._taken(reply, replica, self._sessions, "session")
 
     async def leave(self, request: Request, name: str) -> Response:

@@ -74,6 +74,7 @@ async def until(wanted) -> None:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
     monkeypatch.setattr(module, "EVERY_S", 0.03)
+    monkeypatch.setattr(module, "AGAIN_S", 0.03)
     monkeypatch.setattr(module, "SOURCE_S", 0.05)
     monkeypatch.setattr(module, "PATIENCE_S", 0.4)
 
