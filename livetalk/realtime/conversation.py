@@ -208,10 +208,14 @@ class Conversation:
             heard_ms = self._playback.heard_ms(dropped.unheard)
             cut = [await self._talker.cancel(heard_ms.get(turn, 0.0), turn) for turn in sorted(turns)]
         finally:
+            # Also where whoever asked for it was cancelled meanwhile.
+            for end in self._playback.stop(self._cut):
+                self._events.put_now(end)
             self._stopping = False
             self._wake()
-        for event in [*self._playback.stop(self._cut), *(heard for heard in cut if heard is not None)]:
-            self._events.put_now(event)
+        for heard in cut:
+            if heard is not None:
+                self._events.put_now(heard)
         self._look()
         return cut[-1]
 
