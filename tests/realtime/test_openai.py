@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from livetalk.geometry import SAMPLE_RATE
+from livetalk.realtime import wire
 from livetalk.realtime.openai import OpenAITalker
 from livetalk.realtime.settings import RealtimeServer, TalkerConfig
 from livetalk.realtime.talker import (
@@ -30,8 +33,8 @@ from tests.realtime.protocol_server import GARBAGE, PIECE_MS, RATE, WORDS, Fault
 WHOLE = "".join(WORDS)
 
 
-def talker(server: ProtocolServer, **settings) -> OpenAITalker:
-    wanted = {"backoff_s": 0.01, "dialect": server.generation, "answer_s": 5.0} | settings
+def talker(server: ProtocolServer, **changes) -> OpenAITalker:
+    wanted = {"backoff_s": 0.01, "dialect": server.generation, "answer_s": 5.0} | changes
     return make_talker(TalkerConfig(kind="openai-realtime", server=RealtimeServer(url=server.url, **wanted)))
 
 
@@ -433,6 +436,35 @@ def test_without_the_variable_no_key_is_sent(monkeypatch):
             return server
 
     assert "Authorization" not in run(main()).headers[0]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["resp_1", "AAAA"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "message"]), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS = [*sorted(wire.AUDIO | wire.TRANSCRIPT), "response.created", "response.done", "error", "session.created"]
+KINDS += [f"input_audio_buffer.{name}" for name in ("speech_started", "speech_stopped", "committed")]
+KINDS += ["conversation.item.input_audio_transcription.completed"]
+FIELDS = ["response", "response_id", "item_id", "delta", "content_index", "transcript", "error", "status"]
+EVENTS = st.tuples(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(EVENTS, max_size=12))
+def test_any_values_in_known_events_are_garbage_at_worst(events):
+    async def main():
+        one = make_talker(TalkerConfig(kind="openai-realtime"))
+        for kind, fields in events:
+            try:
+                await asyncio.wait_for(one._receive({"type": kind} | fields), 1)
+            except wire.Garbage:
+                pass
+            await one.cancel()
+        one._watch(None)
+        one._close()
+
+    run(main())
 
 
 def test_a_hundred_talkers_leave_nothing():
