@@ -36,6 +36,7 @@ from livetalk.training.ode import OdeConfig, OdeObjective
 from livetalk.training.trainer import Trainer
 
 PHASES = ("rollout", "student", "teacher", "critic", "backward", "optimiser")
+CPU = torch.device("cpu")
 SIZE = "1.3b"  # of student and critic
 
 KEYS = """
@@ -288,7 +289,7 @@ def table(cases: dict[str, Case], limits: Limits) -> str:
 
 
 def dry(run: BenchTrainingRun, name: str) -> str:
-    """What one of `processes` would hold: without shard all of it, whatever their number."""
+    """What one process alone would hold."""
     sizes, geometry = PRESETS[run.preset], run.geometry
     with torch.device("meta"):
         student = WanDiT(sizes[SIZE])
@@ -303,6 +304,3 @@ def dry(run: BenchTrainingRun, name: str) -> str:
         cached = 2 * student.config.layers * geometry.window * geometry.tokens_per_frame * student.config.dim
         rows["keys and values of a rollout"] = run.samples * cached * torch.float32.itemsize
     return memory.table(f"bench_training, {name}: {run.samples} samples, recompute, one process", rows)
-
-
-CPU = torch.device("cpu")

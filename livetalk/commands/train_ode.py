@@ -188,8 +188,7 @@ class Training:
             file.write(json.dumps({"step": step, **figures}) + "\n")
 
     def export(self, step: int, figures: dict[str, float]) -> None:
-        sharded = self.trainer.sharded
-        weights = sharded.read_weights(STUDENT) if sharded else weights_of(self.trainer, STUDENT)
+        weights = self.trainer.whole_weights(STUDENT)
         rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
         made_with = self.trainer.objective.pairs.settings
         known = {f"pairs made with.{name}": value for name, value in made_with.items() if name != "source"}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from livetalk.cli import CONFIGS
 from livetalk.commands.memory import activation_bytes, table, training_rows
-from livetalk.commands.train_nano import card_of, train_nano, weights_of
+from livetalk.commands.train_nano import card_of, train_nano
 from livetalk.conditions import Conditions
 from livetalk.config import InferenceRun, TeacherRun, flat, load
 from livetalk.data import encoded
@@ -225,11 +225,13 @@ def inference_command(run: TeacherRun) -> str:
 
 def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:
     """Writes the parts into the family, at every checkpoint, so that a run cut short leaves a teacher too."""
+    if distributed.rank():
+        return {}
     card = card_of(run, trainer, trainer.scalars)
     made = made_parts(run)
-    export_part(run.family, made[0], run.dit, weights_of(trainer, "dit"), card)
+    export_part(run.family, made[0], run.dit, trainer.whole_weights("dit"), card)
     if "text" in made:
-        text = {published_name(name): value for name, value in weights_of(trainer, "text").items()}
+        text = {published_name(name): value for name, value in trainer.whole_weights("text").items()}
         export_part(run.family, "text", run.text, text, card)
     return {}
 

@@ -120,5 +120,7 @@ def sequence_group(size: int) -> dist.ProcessGroup | None:
         return None
     if distributed.ranks() % size:
         raise ValueError(f"sequence={size} does not divide {distributed.ranks()} processes")
+    # Its new name is not known to PyTorch 2.11.
+    warnings.filterwarnings("ignore", ".*reduce_scatter_tensor. is deprecated", FutureWarning)
     group, _ = dist.new_subgroups(group_size=size)
     return group

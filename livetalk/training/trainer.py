@@ -234,6 +234,13 @@ class Trainer:
         averaged = [player.ema.weights for player in self.players.values() if player.ema]
         return dict(ChainMap(*averaged, self.modules.state_dict()))
 
+    def whole_weights(self, name: str) -> dict[str, Tensor]:
+        """The weights to use of one module, all in this process: of a sharded run those last saved, read from disk."""
+        if self.sharded:
+            return self.sharded.read_weights(name)
+        start = f"{name}."
+        return {key.removeprefix(start): value for key, value in self.weights().items() if key.startswith(start)}
+
     def resume(self) -> bool:
         """Continues from the newest whole checkpoint; False if there is none."""
         if self.sharded:
