@@ -96,10 +96,14 @@ def test_a_session_answers_through_the_avatar_and_can_be_interrupted(cast, room)
             await asyncio.wait_for(handle.wait_for_playout(), 10)
             # "Turn 1 is being spoken." in ToneVoice's letters of 50 ms.
             assert [end.playback_position for end in ends] == [pytest.approx(1.17, abs=0.03)]
+            cast.thinker.sentences = 9
+            begun = asyncio.Event()
+            session.output.audio.on("playback_started", lambda event: begun.set())
             handle = session.generate_reply(user_input="second")
-            await asyncio.sleep(1.2)
+            await asyncio.wait_for(begun.wait(), 10)
+            await asyncio.sleep(0.3)
             await asyncio.wait_for(session.interrupt(), 5)
-            assert len(ends) == 2 and ends[1].interrupted and 0.2 < ends[1].playback_position < 1.1
+            assert len(ends) == 2 and ends[1].interrupted and 0.2 < ends[1].playback_position < 5
             told = [item.text_content.strip() for item in session.history.items if item.type == "message"]
             assert told[:3] == ["first", "Turn 1 is being spoken.", "second"]
             assert any("synthetic" in call.args[0] for call in room.local_participant.set_attributes.call_args_list)
