@@ -20,6 +20,7 @@ from aiortc.mediastreams import MediaStreamError
 from livetalk.realtime.server.call import Call, Studio
 from livetalk.realtime.server.desk import Desk
 from livetalk.realtime.server.faces import BUNDLED
+from livetalk.realtime.server.peer import offer_addresses
 from livetalk.realtime.server.protocol import CHANNEL
 from livetalk.realtime.server.stages import AUDIBLE
 from livetalk.realtime.server.stages import STAGES as PERFORMED
@@ -87,6 +88,7 @@ async def measure(studio: Studio, talkers: Talkers, sentences: Sequence[str] = S
     channel, there = viewer.createDataChannel(CHANNEL), asyncio.Event()
     channel.on("open", there.set)
     try:
+        offer_addresses(viewer)
         await viewer.setLocalDescription(await viewer.createOffer())
         name, answer = await desk.open(viewer.localDescription.sdp, BUNDLED[0].name, studio.prompt)
         await viewer.setRemoteDescription(RTCSessionDescription(answer, "answer"))

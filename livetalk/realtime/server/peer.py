@@ -116,7 +116,7 @@ class Peer:
                 transceiver.setCodecPreferences([c for c in known if c.mimeType in ("video/VP8", "video/rtx")])
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
-            self._choose_addresses()
+            offer_addresses(self._connection, self._network.addresses, self._loopback)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:
             # Whatever a viewer can write into an offer: the library has no one name for it.
@@ -162,15 +162,6 @@ class Peer:
         except TimeoutError:
             log.warning("a connection did not close within %g s", CLOSE_S)
 
-    def _choose_addresses(self) -> None:
-        """Where media are received: what the settings say, or every address of this machine. The library leaves
-        127.0.0.1 out, without which two programs on a machine that is offline cannot meet."""
-        chosen = list(self._network.addresses)
-        for transport in transports(self._connection):
-            # It offers no argument for this; the instance alone is changed.
-            ice = transport.iceGatherer._connection
-            ice.get_component_candidates = partial(_gather, ice.get_component_candidates, chosen, self._loopback)
-
     async def _changed(self) -> None:
         state = self._connection.connectionState
         if state == "connected":
@@ -203,19 +194,25 @@ class Peer:
             log.debug("the viewer's voice ended")
 
 
+def offer_addresses(connection: RTCPeerConnection, chosen: Sequence[str] = (), loopback: bool = True) -> None:
+    """Where the connection's media are received: at `chosen` addresses, or at every address of this machine. loopback:
+    at 127.0.0.1, too, which the library leaves out, and without which two programs on a machine that has no network
+    cannot meet. To be called when what the connection carries is settled and nothing is gathered yet."""
+    carriers = [transceiver.sender for transceiver in connection.getTransceivers()]
+    carriers += [] if connection.sctp is None else [connection.sctp]
+    for ice in {id(carrier.transport.transport): carrier.transport.transport for carrier in carriers}.values():
+        # The library has no argument for this: one method of this one instance is wrapped.
+        gathering = ice.iceGatherer._connection
+        gathering.get_component_candidates = partial(
+            _gather, gathering.get_component_candidates, tuple(chosen), LOOPBACK if loopback else None
+        )
+
+
 async def _gather(
-    gather: Callable, chosen: Sequence[str], loopback: bool, component: int, addresses: list[str], **rest
+    gather: Callable, chosen: Sequence[str], extra: str | None, component: int, addresses: list[str], **rest
 ) -> list:
-    wanted = list(chosen) or [*addresses, *([LOOPBACK] if loopback else [])]
+    wanted = list(chosen) or [*addresses, *([extra] if extra else [])]
     return await gather(component=component, addresses=wanted, **rest)
-
-
-def transports(connection: RTCPeerConnection) -> list:
-    """Its ICE transports, one in the usual case that everything is bundled."""
-    found = [transceiver.sender.transport.transport for transceiver in connection.getTransceivers()]
-    if connection.sctp is not None:
-        found.append(connection.sctp.transport.transport)
-    return list(dict.fromkeys(found))
 
 
 def ice_servers(network: Network) -> list[RTCIceServer]:

@@ -16,6 +16,8 @@ ARGUMENTS = (
     "--use-fake-ui-for-media-stream",
     "--no-sandbox",
     "--disable-dev-shm-usage",
+    # Else it has no address at all to receive at where there is no network.
+    "--allow-loopback-in-peer-connection",
 )
 DESKTOP, PHONE = (1280, 800), (390, 844)
 

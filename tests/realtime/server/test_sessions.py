@@ -123,8 +123,7 @@ def test_sessions_end_in_time(serve, settings, reason):
 def test_an_offer_that_nobody_follows_up_is_given_up(serve):
     async def offer(address: str) -> None:
         viewer = Viewer(address)
-        await viewer.connection.setLocalDescription(await viewer.connection.createOffer())
-        wish = {"sdp": viewer.connection.localDescription.sdp, "face": "robin"}
+        wish = {"sdp": await viewer.offer(), "face": "robin"}
         await viewer.connection.close()
         status, _, _ = await asyncio.to_thread(fetch, address, "/api/sessions", "POST", json.dumps(wish).encode())
         assert status == 201

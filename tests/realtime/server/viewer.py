@@ -12,6 +12,7 @@ import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
+from livetalk.realtime.server.peer import offer_addresses
 from livetalk.realtime.server.protocol import CHANNEL
 
 
@@ -58,8 +59,7 @@ class Viewer:
 
     async def open(self, face: str = "robin", prompt: str = "") -> tuple[int, dict]:
         """Status and answer; media and messages follow where the status is 201."""
-        await self.connection.setLocalDescription(await self.connection.createOffer())
-        wish = {"sdp": self.connection.localDescription.sdp, "face": face, "prompt": prompt}
+        wish = {"sdp": await self.offer(), "face": face, "prompt": prompt}
         ask = (self.address, "/api/sessions", "POST", json.dumps(wish).encode(), self.headers)
         status, _, body = await asyncio.to_thread(fetch, *ask)
         answer = json.loads(body)
@@ -67,6 +67,12 @@ class Viewer:
             self.session = answer["session"]
             await self.connection.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
         return status, answer
+
+    async def offer(self) -> str:
+        """SDP, also on a machine without a network."""
+        offer_addresses(self.connection)
+        await self.connection.setLocalDescription(await self.connection.createOffer())
+        return self.connection.localDescription.sdp
 
     def send(self, type: str, **fields) -> None:
         self.channel.send(json.dumps({"type": type, **fields}))

@@ -9,6 +9,9 @@ const GATHERING_MS = 2000; // for addresses of this machine; those that are not 
 const OPENING_MS = 20000;
 const LOST_MS = 6000; // without a packet, until the connection counts as lost
 const PING_MS = 2000;
+const NOWHERE =
+  "This browser offers no address at which picture and sound could arrive. Without any network, Chromium does so only " +
+  "when it is started with --allow-loopback-in-peer-connection.";
 
 export class Session extends EventTarget {
   trip = null; // milliseconds to the server and back
@@ -37,6 +40,7 @@ export class Session extends EventTarget {
     try {
       await connection.setLocalDescription();
       await gathered(connection);
+      if (!/^a=candidate:/m.test(connection.localDescription.sdp)) throw new Error(NOWHERE);
       const wish = { sdp: connection.localDescription.sdp, face, prompt };
       const answer = await ask("api/sessions", "POST", JSON.stringify(wish));
       this.#name = answer.session;
