@@ -19,6 +19,7 @@ from livetalk.training import checkpoint, sharded_checkpoint
 LAYOUTS = ("published", "diffusers")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEXT = "text"
+PORTION = 2**30
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,31 @@ def entries(path: Path, run: ExportRun) -> Iterator[Entry]:
     if not names:
         modules = sorted({name.split(".")[1] for name in known if name.startswith(sharded_checkpoint.WEIGHTS)})
         raise ValueError(f"{path} has no module {run.module!r}: it has {', '.join(modules)}")
+    read = _Portions(path, list(names.values())) if checkpoint.sharded(path) else partial(_read, path)
     for ours, theirs in names.items():
         shape, dtype = _known(path, theirs)
         kept = PRECISIONS[run.precision] if dtype.is_floating_point else dtype
-        yield Entry(_renamed(ours, run), tuple(shape), kept, partial(_read, path, theirs))
+        yield Entry(_renamed(ours, run), tuple(shape), kept, partial(read, theirs))
+
+
+class _Portions:
+    """Reads tensors of a sharded checkpoint, asked for in order, PORTION bytes at a time."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self.path, self.names = path, names
+        self.held: dict[str, Tensor] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        if name not in self.held:
+            self.held, wanted, total = {}, {}, 0
+            for next_name in self.names[self.names.index(name) :]:
+                shape, dtype = sharded_checkpoint.size_of(self.path, next_name)
+                total += shape.numel() * dtype.itemsize
+                if wanted and total > PORTION:
+                    break
+                wanted[next_name] = next_name
+            self.held = sharded_checkpoint.read(self.path, wanted)
+        return self.held[name]
 
 
 def _renamed(name: str, run: ExportRun) -> str:
@@ -97,8 +119,6 @@ def _known(path: Path, name: str) -> tuple[torch.Size, torch.dtype]:
 
 
 def _read(path: Path, name: str) -> Tensor:
-    if checkpoint.sharded(path):
-        return sharded_checkpoint.read(path, {name: name})[name]
     file, rest = _place(path, name)
     with safe_open(file, "pt") as source:
         return source.get_tensor(rest)
