@@ -303,4 +303,7 @@ def dry(run: BenchTrainingRun, name: str) -> str:
         rows["teacher: parameters"] = bytes_of(teacher.parameters(), precision_of(run.teacher_precision, CPU))
         cached = 2 * student.config.layers * geometry.window * geometry.tokens_per_frame * student.config.dim
         rows["keys and values of a rollout"] = run.samples * cached * torch.float32.itemsize
+        block, window = geometry.block, geometry.window
+        past = sum(min(start, window - block) for start in range(0, geometry.clip_latents, block))
+        rows["copies of them that graded passes keep"] = run.samples * cached // window * past * STORED.itemsize
     return memory.table(f"bench_training, {name}: {run.samples} samples, recompute, one process", rows)
