@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -144,12 +145,26 @@ def look_at(todo: list[Path], each: Each) -> None:
 
 @contextmanager
 def spread(workers: int, run: PrepareRun, task: Task, tools: Tools) -> Iterator[Each]:
-    """map, over processes of their own where there are two or more; in order."""
+    """map over processes of their own, if two or more: in order, and not far ahead of who asks, since clips
+    are large."""
     if workers < 2:
         yield lambda act, items: (act(item, task, tools) for item in items)
         return
-    with get_context("spawn").Pool(workers, start_worker, (run, task)) as pool:
-        yield lambda act, items: pool.imap(partial(in_worker, act), items, chunksize=1)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (run, task))
+
+    def each(act: Callable, items: list) -> Iterator:
+        waiting: deque[Future] = deque()
+        for item in items:
+            waiting.append(pool.submit(in_worker, act, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    try:
+        yield each
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _own: dict[str, object] = {}
