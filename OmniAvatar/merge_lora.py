@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from livetalk.models import dit
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.layouts import DIT_DIFFUSERS, Layout, require
 from livetalk.models.lora import Adapter, LoraConfig, merged
@@ -14,7 +15,7 @@ from livetalk.models.weights import Entry, save, tensors_of
 
 log = logging.getLogger(__name__)
 
-SIZES = {"1.3b": DiTConfig.wan_1_3b, "14b": DiTConfig.wan_14b}
+SIZES = {name: dit.SIZES[name] for name in ("1.3b", "14b")}
 
 
 def sources(size: str, layout: Layout, base: str | None = None, lora: str | None = None) -> tuple[Path, Path]:

@@ -44,6 +44,7 @@ MOST_GUIDANCE = 100.0
 DECODERS = ("auto", "vae", "small")
 METHODS = ("teacher", "student", "student_ode")
 SOURCES = ("teacher", "teacher_causal")
+SCORES = ("teacher", "score")
 END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
@@ -193,7 +194,8 @@ class PairsRun:
     prompts come from the world; or from a manifest of lines prompt@@image@@audio, the last of which are held out; or
     from what prepare_data left in the folder `prepared`, train and held-out clips; or, to train on, from a folder of
     encoded clips. steps: of the teacher, visiting each of the student's timesteps. part of parts: with parts > 1 the
-    process makes only its part of the shards. source: the part whose trajectories they are, teacher or teacher_causal.
+    process makes only its part of the shards. source: the part whose trajectories they are, teacher or teacher_causal;
+    size: as in OdeRun.
     spoiled: share of the pairs to train on whose picture is blurred or wrongly cropped and whose prompt describes no
     motion (data/spoil.py), to see what curated conditions are worth. features: a folder in which what text and audio
     encoder make is kept, so that neither works, nor the text encoder is loaded, for what is there; "" for none.
@@ -203,6 +205,7 @@ class PairsRun:
     name: str = "nano"
     family: str = "livetalk/assets/nano"
     source: str = "teacher"
+    size: str = ""
     device: str = "auto"
     manifest: str = ""
     prepared: str = ""
@@ -247,14 +250,16 @@ class OdeRun:
     first, a file of configs/ or a path, "" for not at all. chunk: pairs a pass when the student is judged, and `shown`:
     clips it is sampled for then, as `causal` and the cache of `geometry` say. The best checkpoint, which is exported,
     is the one of lowest dev error. source: the part that made the pairs, teacher or teacher_causal, with whose weights
-    the student begins. health: when the run warns and stops. tracking: figures, pictures and videos to
-    Weights & Biases, too (off, offline, online), as one of the runs of `project`. features: as in PairsRun, of prompts.
+    the student begins; size: what that must be of (models/dit.py's SIZES), and what a dry run without it takes. health:
+    when the run warns and stops. tracking: figures, pictures and videos to Weights & Biases, too (off, offline,
+    online), as one of the runs of `project`. features: as in PairsRun, of prompts.
     """
 
     run: str = "train_ode"
     name: str = "nano"
     family: str = "livetalk/assets/nano"
     source: str = "teacher"
+    size: str = ""
     device: str = "auto"
     pairs: str = ""
     pairs_config: str = ""
@@ -277,7 +282,8 @@ class OdeRun:
 class DmdRun:
     """`scripts/train_dmd.sh`: the causal student by Self-Forcing distribution matching, exported as part `student`.
 
-    It starts from the ODE student, which is kept as part `student_ode`; teacher and critic start from the teacher.
+    It starts from the ODE student, which is kept as part `student_ode`; the critic starts from the teacher, of `size`.
+    score: the part whose judgement it follows, teacher or score, a larger one, of score_size.
     pairs, pairs_config, source: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing
     ODE student is trained first, "" for not at all. prepared: what prepare_data left (runs/NAME), whose clips are taken
     instead of pairs, and whose pictures are what the student is held against. shown: clips the student is sampled for
@@ -294,6 +300,9 @@ class DmdRun:
     name: str = "nano"
     family: str = "livetalk/assets/nano"
     source: str = "teacher"
+    score: str = "teacher"
+    size: str = ""
+    score_size: str = ""
     device: str = "auto"
     pairs: str = ""
     pairs_config: str = ""
@@ -314,10 +323,10 @@ class DmdRun:
 
     def __post_init__(self) -> None:
         _known_source(self.source)
+        if self.score not in SCORES:
+            raise ValueError(f"score={self.score}: the parts that can judge are {' and '.join(SCORES)}")
         if self.teacher_precision != "float32" and self.train.precision != "bf16":
-            raise ValueError(
-                f"teacher_precision={self.teacher_precision} needs train.precision=bf16, too"
-            )
+            raise ValueError(f"teacher_precision={self.teacher_precision} needs train.precision=bf16, too")
 
 
 @dataclass(frozen=True)

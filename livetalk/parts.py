@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from livetalk.models import audio, text
 from livetalk.models.audio import AudioConfig, AudioEncoder
-from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.dit import SIZES, DiTConfig, WanDiT
 from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
 from livetalk.models.text import TextConfig, TextEncoder, Tokenize, file_tokenizer
 from livetalk.models.vae import VAEConfig, WanVAE
@@ -27,7 +27,8 @@ from livetalk.models.weights import Rename, load_into, save_pieces, tensors_of
 
 C = TypeVar("C")
 CONFIG, CARD, TOKENIZER = "config.json", "card.json", "tokenizer.json"
-PIECE_BYTES = 15 * 2**20
+PIECE_BYTES, LARGE_PIECE_BYTES = 15 * 2**20, 4 * 2**30
+"""Of a file of weights: small enough to be in a repository, or what large networks are cut into."""
 
 KINDS: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "vae": (WanVAE, VAEConfig),
@@ -36,6 +37,7 @@ KINDS: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "text": (TextEncoder, TextConfig),
     "teacher": (WanDiT, DiTConfig),
     "teacher_causal": (WanDiT, DiTConfig),
+    "score": (WanDiT, DiTConfig),
     "student": (WanDiT, DiTConfig),
     "student_ode": (WanDiT, DiTConfig),
 }
@@ -131,6 +133,19 @@ def load_part(
     return family_part(family, name).load(device, dtype)
 
 
+def sized(family: str | Path, name: str, size: str) -> DiTConfig:
+    """The sizes of a transformer of a family; where it has none yet, those that `size`, one of dit.SIZES, stands for
+    ("": nano). Raises ValueError if the family's is of another size, or `size` is not known."""
+    if size and size not in SIZES:
+        raise ValueError(f"size {size!r} is not known: use {', '.join(SIZES)}, or leave it out")
+    if missing_parts(family, [name]):
+        return SIZES[size or "nano"]()
+    found = read_config(Path(family) / name, DiTConfig)
+    if size and found != SIZES[size]():
+        raise ValueError(f"{Path(family) / name} has width {found.dim} and {found.layers} layers, not the size {size}")
+    return found
+
+
 def read_config(folder: str | Path, kind: type[C]) -> C:
     """The frozen config of a part. Raises ValueError if it is missing, broken or of another kind."""
     path = Path(folder) / CONFIG
@@ -164,6 +179,12 @@ class Card:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def piece_bytes(weights: dict[str, Tensor]) -> int:
+    """How long a file of these weights may be."""
+    largest = max(value.numel() for value in weights.values()) * torch.float32.itemsize
+    return PIECE_BYTES if 2 * largest <= PIECE_BYTES else LARGE_PIECE_BYTES
+
+
 def export_part(family: str | Path, name: str, config: Any, weights: dict[str, Tensor], card: Card) -> Path:
     """Writes family/name/: config.json, card.json and bfloat16 weights in pieces; replaces what was there when whole.
 
@@ -176,7 +197,7 @@ def export_part(family: str | Path, name: str, config: Any, weights: dict[str, T
     (fresh / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
     card_text = json.dumps(asdict(card), indent=1, default=str, ensure_ascii=False)
     (fresh / CARD).write_text(card_text + "\n", encoding="utf-8")
-    save_pieces(fresh, weights, PIECE_BYTES, torch.bfloat16)
+    save_pieces(fresh, weights, piece_bytes(weights), torch.bfloat16)
     if (final / TOKENIZER).exists():
         shutil.copy(final / TOKENIZER, fresh)
     shutil.rmtree(final, ignore_errors=True)

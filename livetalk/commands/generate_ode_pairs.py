@@ -33,8 +33,8 @@ from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.geometry import FPS
 from livetalk.media import fit_image, to_unit
 from livetalk.models.attention import BlockCausal, FullAttention
-from livetalk.models.dit import DiTConfig, WanDiT
-from livetalk.parts import load_part, missing_parts, read_config, require_parts
+from livetalk.models.dit import WanDiT
+from livetalk.parts import load_part, missing_parts, require_parts, sized
 from livetalk.pipeline import read_request
 from livetalk.training import distributed
 from OmniAvatar.ode_pairs import clip_noise, stops, trajectory
@@ -117,6 +117,7 @@ def start_parts(run: PairsRun) -> None:
         settings = load(DEBUG_TEACHER, run="train_teacher")
         train_teacher(replace(settings, name=run.name, family=run.family, device=run.device, world=run.world))
     require_parts(run.family, (*ENCODERS, run.source))
+    sized(run.family, run.source, run.size)
 
 
 class Generator:
@@ -315,8 +316,7 @@ def read_manifest(path: str | Path) -> list[tuple[str, str, str]]:
 
 def memory(run: PairsRun) -> str:
     """What generating would take on one device: the teacher and the passes of one chunk."""
-    folder = Path(run.family) / run.source
-    config = read_config(folder, DiTConfig) if not missing_parts(run.family, [run.source]) else DiTConfig.nano()
+    config = sized(run.family, run.source, run.size)
     with torch.device("meta"):
         teacher = WanDiT(config)
     geometry = run.geometry

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
+from livetalk.models.dit import DiTConfig
 from livetalk.training.trainer import TrainConfig
 
 
-def table(title: str, rows: dict[str, int], total: int | None = None) -> str:
-    """Rows of bytes in GiB under a title; the last line is the total, by default the sum."""
-    lines = [title, *(f"{name:<40}{size / 2**30:9.3f} GiB" for name, size in rows.items())]
+def table(title: str, rows: dict[str, int], total: int | None = None, more: Sequence[str] = ()) -> str:
+    """Rows of bytes in GiB under a title, and further lines; the last line is the total, by default the sum."""
+    lines = [title, *(f"{name:<40}{size / 2**30:9.3f} GiB" for name, size in rows.items()), *more]
     total = sum(rows.values()) if total is None else total
     return "\n".join([*lines, f"total memory: {total / 2**30:.2f} GiB"])
+
+
+def spread_lines(rows: dict[str, int], spread: tuple[str, ...], processes: tuple[int, ...] = (2, 8)) -> list[str]:
+    """What one of several processes holds with train.shard=true, which divides the rows whose names begin so."""
+    lines = []
+    for count in processes:
+        held = sum(size / count if name.startswith(spread) else size for name, size in rows.items())
+        lines.append(f"{f'one of {count} processes, train.shard=true':<40}{held / 2**30:9.3f} GiB")
+    return lines
+
+
+def samples_at_once(config: TrainConfig) -> int:
+    """Samples that one process takes at a time."""
+    return config.at_once or -(-config.batch // config.accumulate)
+
+
+def kept_by_passes(config: DiTConfig, tokens: int, full: int, recompute: bool) -> int:
+    """Bytes for the backward pass: `full`, or with recompute the float32 input of every block and what one block keeps
+    that is run again."""
+    return 4 * tokens * config.dim * config.layers + full // config.layers if recompute else full
 
 
 def bytes_of(tensors: Iterable[Tensor], dtype: torch.dtype | None = None) -> int:
@@ -38,8 +61,8 @@ def training_rows(stage: str, modules: Iterable[nn.Module], config: TrainConfig,
 def activation_bytes(forward: Callable[[torch.dtype], object], modules: Iterable[nn.Module], precision: str) -> int:
     """Bytes that autograd keeps for the backward pass of `forward`, run on the meta device in a training's precision.
 
-    An estimate: temporary buffers and what a compiler fuses away are not known here. Square attention matrices are left
-    out, since the attention kernels of a GPU do not keep them. `modules` are cast in place.
+    An estimate: temporary buffers and what a compiler fuses away are not known here. Attention keeps what the kernels
+    of a GPU keep, and no matrix of scores. `modules` are cast in place.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     own = {value.untyped_storage()._cdata for module in modules for value in module.to(dtype).parameters()}
@@ -47,14 +70,33 @@ def activation_bytes(forward: Callable[[torch.dtype], object], modules: Iterable
 
     def keep(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        square = value.ndim >= 3 and value.shape[-1] == value.shape[-2] > 512
-        if storage._cdata not in own and not square:
+        if storage._cdata not in own:
             kept[storage._cdata] = storage.nbytes()
         alive.append(value)
         return value
 
     # Storages stay alive until all are counted, so that no address is used twice.
     alive: list[Tensor] = []
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
+    with torch.device("meta"), FusedAttention(), hooks:
         forward(dtype)
     return sum(kept.values())
+
+
+class FusedAttention(TorchFunctionMode):
+    """Lets attention keep for the backward pass what fused kernels do. For the meta device: it computes nothing."""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        if function is scaled_dot_product_attention:
+            return Attended.apply(*arguments[:3])
+        return function(*arguments, **(named or {}))
+
+
+class Attended(torch.autograd.Function):
+    """The shape of an attention's result; queries, keys, values and result are kept."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        result = queries.new_empty(*queries.shape[:-1], values.shape[-1])
+        ctx.save_for_backward(queries, keys, values, result)
+        return result

@@ -22,7 +22,14 @@ from livetalk.commands import train_ode
 from livetalk.commands.cached import text_encoder
 from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import PREPARED
-from livetalk.commands.memory import activation_bytes, bytes_of, table, training_rows
+from livetalk.commands.memory import (
+    activation_bytes,
+    kept_by_passes,
+    samples_at_once,
+    spread_lines,
+    table,
+    training_rows,
+)
 from livetalk.commands.train_ode import made_by
 from livetalk.conditions import Conditions
 from livetalk.config import DmdRun, load
@@ -31,9 +38,9 @@ from livetalk.data.pairs import OdePairs
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.geometry import TIME_STRIDE
 from livetalk.models.attention import FullAttention
-from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig
-from livetalk.parts import load_part, missing_parts, read_config, require_parts
+from livetalk.parts import load_part, missing_parts, require_parts, sized
 from livetalk.training import distributed, health, sharding
 from livetalk.training.dmd import CRITIC, STUDENT, DmdObjective
 from livetalk.training.tracking import Tracker
@@ -41,6 +48,8 @@ from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 KEPT = "student_ode"
+SPREAD = ("teacher: parameters", *train_ode.SPREAD, *(row.replace(STUDENT, CRITIC) for row in train_ode.SPREAD))
+"""Rows of the memory plan that processes share."""
 
 KEYS = """
 name=NAME          pairs are read from runs/NAME/pairs, checkpoints and sheets go to runs/NAME/dmd
@@ -49,6 +58,8 @@ pairs=FOLDER       pairs to use instead
 prepared=FOLDER    clips of your own videos instead of pairs, as prepare_data left them in runs/NAME
 train.steps=N      iterations, of which the student learns at every dmd.every-th; train.until=N stops earlier
 tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
+score=score        follow the judgement of the family's part `score`, a larger teacher
+size=1.3b score_size=14b  what teacher and score must be of; a dry run needs no weights then
 train.lr, critic.lr, dmd.text_scale, dmd.audio_scale   rates, and the teacher's guidance
 Without --config: configs/train_dmd.yaml where there is a GPU, else configs/train_dmd_debug.yaml.
 """
@@ -70,9 +81,11 @@ def train_dmd(run: DmdRun, dry_run: bool = False) -> None:
     if first:
         keep_ode_student(Path(run.family))
     distributed.wait()
-    needed = ("vae", "text", "teacher", run.source, *(["audio"] if run.prepared else []))
+    needed = ("vae", "text", "teacher", run.source, run.score, *(["audio"] if run.prepared else []))
     sources = Path(run.prepared) if run.prepared else train_ode.ready_pairs(run, device)
     require_parts(run.family, needed)
+    for part, size in (("teacher", run.size), (run.score, run.score_size if run.score == "score" else run.size)):
+        sized(run.family, part, size)
     training = Training(run, sources, folder, device, tracker)
     training.fit()
     tracker.finish()
@@ -139,7 +152,7 @@ class Training(train_ode.Training):
         student, self.probe = (load_part(run.family, KEPT, self.place) for _ in range(2))
         student.requires_grad_(True)
         critic = load_part(run.family, "teacher", self.place).requires_grad_(True)
-        teacher = load_part(run.family, "teacher", self.place, precision_of(run.teacher_precision, device))
+        teacher = load_part(run.family, run.score, self.place, precision_of(run.teacher_precision, device))
         for block in [*teacher.blocks, *critic.blocks] if run.train.compile else []:
             block.compile(dynamic=False)
         self.spread(self.probe)
@@ -208,29 +221,37 @@ class Training(train_ode.Training):
 
 def memory(run: DmdRun) -> str:
     """What training would take on one device, with all pairs on it."""
-    there = not missing_parts(run.family, ["teacher"])
-    config = read_config(Path(run.family) / "teacher", DiTConfig) if there else DiTConfig.nano()
-    geometry, batch = run.geometry, run.train.batch
-    latents = run.dmd.latents or geometry.clip_latents
+    config, geometry = sized(run.family, "teacher", run.size), run.geometry
+    score = sized(run.family, run.score, run.score_size if run.score == "score" else run.size)
+    samples, latents = samples_at_once(run.train), run.dmd.latents or geometry.clip_latents
     with torch.device("meta"):
-        student, critic = WanDiT(config), WanDiT(config)
+        student, critic, teacher = WanDiT(config), WanDiT(config), WanDiT(score)
 
     def forward(dtype: torch.dtype) -> object:
         side = (geometry.latent_height, geometry.latent_width)
-        noisy = torch.empty(batch, config.out_channels, geometry.clip_latents, *side, dtype=dtype)
-        sound = torch.empty(batch, geometry.clip_latents, TIME_STRIDE * config.audio_dim, dtype=dtype)
-        told = torch.empty(batch, config.text_len, config.text_dim, dtype=dtype)
-        return student(noisy, torch.empty(batch), Conditions(told, noisy[:, :, :1], sound), FullAttention())
+        noisy = torch.empty(samples, config.out_channels, geometry.clip_latents, *side, dtype=dtype)
+        sound = torch.empty(samples, geometry.clip_latents, TIME_STRIDE * config.audio_dim, dtype=dtype)
+        told = torch.empty(samples, config.text_len, config.text_dim, dtype=dtype)
+        conditions = Conditions(told, noisy[:, :, :1], sound)
+        with torch.no_grad():  # what the scores take and give is what the student is
+            assert teacher(noisy, torch.empty(samples), conditions, FullAttention()).shape == noisy.shape
+        return student(noisy, torch.empty(samples), conditions, FullAttention())
 
     # One player's activations at a time: the student's graded passes together, or the critic's one.
-    activations = activation_bytes(forward, [student], run.train.precision)
+    activations = activation_bytes(forward, [student, teacher], run.train.precision)
+    tokens = samples * geometry.clip_latents * geometry.tokens_per_frame
+    kept = kept_by_passes(config, tokens, activations, run.train.recompute)
     window = geometry.window if run.dmd.windowed else latents
-    cached = 2 * config.layers * batch * window * geometry.tokens_per_frame * config.dim * torch.float32.itemsize
+    cached = 2 * config.layers * samples * window * geometry.tokens_per_frame * config.dim * torch.float32.itemsize
+    past = sum(min(start, window - geometry.block) for start in range(0, geometry.clip_latents, geometry.block))
+    held = torch.bfloat16.itemsize if run.teacher_precision == "bfloat16" else torch.float32.itemsize
     rows = {
         "pairs": train_ode.pairs_bytes(run, config),
-        "teacher: parameters": bytes_of(critic.parameters(), torch.float32),
+        "teacher: parameters": held * sum(value.numel() for value in teacher.parameters()),
         "keys and values of a rollout": cached,
-        **training_rows(STUDENT, [student], run.train, activations),
+        "copies of them that graded passes keep": cached // window * past // 2,
+        **training_rows(STUDENT, [student], run.train, kept),
         **training_rows(CRITIC, [critic], replace(run.train, ema=run.critic.ema), 0),
     }
-    return table(f"train_dmd: {run.name}, batch {batch}, {run.train.precision}", rows)
+    title = f"train_dmd: {run.name}, batch {run.train.batch}, {samples} at a time, {run.train.precision}"
+    return table(title, rows, more=spread_lines(rows, SPREAD) if run.train.at_once else ())

@@ -20,7 +20,14 @@ from livetalk.cli import CONFIGS
 from livetalk.commands.cached import text_encoder
 from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import make_pairs
-from livetalk.commands.memory import activation_bytes, table, training_rows
+from livetalk.commands.memory import (
+    activation_bytes,
+    kept_by_passes,
+    samples_at_once,
+    spread_lines,
+    table,
+    training_rows,
+)
 from livetalk.commands.train_nano import weights_of
 from livetalk.conditions import Conditions
 from livetalk.config import DmdRun, InferenceRun, OdeRun, PairsRun, flat, load
@@ -30,7 +37,7 @@ from livetalk.families import CausalSampler
 from livetalk.geometry import TIME_STRIDE
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
-from livetalk.parts import CARD, Card, export_part, load_part, missing_parts, read_config, require_parts
+from livetalk.parts import CARD, Card, export_part, load_part, missing_parts, require_parts, sized
 from livetalk.rollout import gaussian
 from livetalk.training import distributed, sharding, tracking
 from livetalk.training.health import Watch
@@ -40,6 +47,8 @@ from livetalk.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 STUDENT = "student"
+SPREAD = tuple(f"student: {what}" for what in ("parameters", "gradients", "optimiser", "averaged"))
+"""Rows of the memory plan that processes share."""
 CLIPS = "clips.jsonl"
 
 KEYS = """
@@ -47,6 +56,7 @@ name=NAME          pairs are read from runs/NAME/pairs, checkpoints and reports 
 family=FOLDER      the family whose teacher the student starts from, and which the student joins
 source=teacher_causal  pairs are the causal teacher's, and the student starts from that
 pairs=FOLDER       pairs to use instead
+size=1.3b          what the teacher must be of; a dry run needs no weights then
 train.steps=N      length of the schedule; train.until=N stops earlier, to go on later
 tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
 Without --config: configs/train_ode.yaml where there is a GPU, else configs/train_ode_debug.yaml.
@@ -67,6 +77,7 @@ def train_ode(run: OdeRun, dry_run: bool = False) -> None:
     tracker = tracker_of(run, folder)
     sources = ready_pairs(run, device)
     require_parts(run.family, ("vae", "text", run.source))
+    sized(run.family, run.source, run.size)
     training = Training(run, sources, folder, device, tracker)
     training.fit()
     tracker.finish()
@@ -302,20 +313,22 @@ def pairs_bytes(run: OdeRun, config: DiTConfig) -> int:
 
 def memory(run: OdeRun) -> str:
     """What training would take on one device, with all pairs on it."""
-    there = not missing_parts(run.family, ["teacher"])
-    config = read_config(Path(run.family) / "teacher", DiTConfig) if there else DiTConfig.nano()
-    geometry, batch = run.geometry, run.train.batch
+    config, geometry = sized(run.family, run.source, run.size), run.geometry
+    samples = samples_at_once(run.train)
     with torch.device("meta"):
         student = WanDiT(config)
 
     def forward(dtype: torch.dtype) -> object:
         side = (geometry.latent_height, geometry.latent_width)
-        noisy = torch.empty(batch, config.out_channels, geometry.clip_latents, *side, dtype=dtype)
-        sound = torch.empty(batch, geometry.clip_latents, TIME_STRIDE * config.audio_dim, dtype=dtype)
-        told = torch.empty(batch, config.text_len, config.text_dim, dtype=dtype)
+        noisy = torch.empty(samples, config.out_channels, geometry.clip_latents, *side, dtype=dtype)
+        sound = torch.empty(samples, geometry.clip_latents, TIME_STRIDE * config.audio_dim, dtype=dtype)
+        told = torch.empty(samples, config.text_len, config.text_dim, dtype=dtype)
         conditions = Conditions(told, noisy[:, :, :1], sound)
-        return student(noisy, torch.empty(batch, geometry.clip_latents), conditions, BlockCausal(geometry.block))
+        return student(noisy, torch.empty(samples, geometry.clip_latents), conditions, BlockCausal(geometry.block))
 
     activations = activation_bytes(forward, [student], run.train.precision)
-    rows = {"pairs": pairs_bytes(run, config)} | training_rows("student", [student], run.train, activations)
-    return table(f"train_ode: {run.name}, batch {batch}, {run.train.precision}", rows)
+    tokens = samples * geometry.clip_latents * geometry.tokens_per_frame
+    kept = kept_by_passes(config, tokens, activations, run.train.recompute)
+    rows = {"pairs": pairs_bytes(run, config)} | training_rows("student", [student], run.train, kept)
+    title = f"train_ode: {run.name}, batch {run.train.batch}, {samples} at a time, {run.train.precision}"
+    return table(title, rows, more=spread_lines(rows, SPREAD) if run.train.at_once else ())

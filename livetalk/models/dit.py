@@ -324,3 +324,7 @@ def initialise(dit: WanDiT, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(block.modulation, std=dit.config.dim**-0.5, generator=generator)
     nn.init.normal_(dit.head.modulation, std=dit.config.dim**-0.5, generator=generator)
     nn.init.zeros_(dit.head.head.weight)
+
+
+SIZES = {"nano": DiTConfig.nano, "1.3b": DiTConfig.wan_1_3b, "14b": DiTConfig.wan_14b}
+"""Sizes by the names that people give them."""
