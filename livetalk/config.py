@@ -145,6 +145,11 @@ class NanoRun:
     audio_training: AudioTrainingConfig = AudioTrainingConfig()
     audio_train: TrainConfig = TrainConfig()
 
+    def __post_init__(self) -> None:
+        for name in ("vae_train", "decoder_train", "small_decoder_train", "judges_train", "audio_train"):
+            if getattr(self, name).shard:
+                raise ValueError(f"{name}.shard=true: these networks are small, leave it out")
+
 
 @dataclass(frozen=True)
 class TeacherRun:
