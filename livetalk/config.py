@@ -45,6 +45,7 @@ DECODERS = ("auto", "vae", "small")
 METHODS = ("teacher", "student", "student_ode")
 SOURCES = ("teacher", "teacher_causal")
 SCORES = ("teacher", "score")
+SIZES_PUBLISHED = ("1.3b", "14b")
 END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
@@ -184,6 +185,28 @@ class TeacherRun:
     train: TrainConfig = TrainConfig()
     tracking: str = "off"
     project: str = "livetalk"
+
+
+@dataclass(frozen=True)
+class FamilyRun:
+    """`scripts/make_family.sh`: a family for training, of the published files in pretrained_checkpoints/.
+
+    family: the folder; size: of its teacher, score: of the larger one that DMD may follow, each one of SIZES_PUBLISHED,
+    score "" for none; student: also the published distilled student, to go on from.
+    """
+
+    run: str = "make_family"
+    family: str = "families/livetalk-1.3b"
+    size: str = "1.3b"
+    score: str = ""
+    student: bool = False
+
+    def __post_init__(self) -> None:
+        for name, given, known in (("size", self.size, SIZES_PUBLISHED), ("score", self.score, ("", *SIZES_PUBLISHED))):
+            if given not in known:
+                raise ValueError(f"{name}={given} is not known: use {' or '.join(SIZES_PUBLISHED)}")
+        if self.student and self.size != "1.3b":
+            raise ValueError(f"student=true with size={self.size}: the published student is of 1.3b")
 
 
 def _known_source(name: str) -> None:
@@ -403,6 +426,7 @@ RUNS: dict[str, type] = {
     "livekit_agent": LivekitRun,
     "serve_fleet": FleetRun,
     "make_world": WorldSamples,
+    "make_family": FamilyRun,
     "prepare_data": PrepareRun,
 }
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}

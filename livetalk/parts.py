@@ -51,6 +51,7 @@ MADE_BY = {
     "teacher_causal": "train_teacher",
     "student": "train_ode",
     "student_ode": "train_ode",
+    "score": "make_family",
 }
 
 
@@ -185,8 +186,15 @@ def piece_bytes(weights: dict[str, Tensor]) -> int:
     return PIECE_BYTES if 2 * largest <= PIECE_BYTES else LARGE_PIECE_BYTES
 
 
-def export_part(family: str | Path, name: str, config: Any, weights: dict[str, Tensor], card: Card) -> Path:
-    """Writes family/name/: config.json, card.json and bfloat16 weights in pieces; replaces what was there when whole.
+def export_part(
+    family: str | Path,
+    name: str,
+    config: Any,
+    weights: dict[str, Tensor],
+    card: Card,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Path:
+    """Writes family/name/: config.json, card.json and weights in pieces; replaces what was there when whole.
 
     A tokenizer of the part stays.
     """
@@ -197,7 +205,7 @@ def export_part(family: str | Path, name: str, config: Any, weights: dict[str, T
     (fresh / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
     card_text = json.dumps(asdict(card), indent=1, default=str, ensure_ascii=False)
     (fresh / CARD).write_text(card_text + "\n", encoding="utf-8")
-    save_pieces(fresh, weights, piece_bytes(weights), torch.bfloat16)
+    save_pieces(fresh, weights, piece_bytes(weights), dtype)
     if (final / TOKENIZER).exists():
         shutil.copy(final / TOKENIZER, fresh)
     shutil.rmtree(final, ignore_errors=True)
