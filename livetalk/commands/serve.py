@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -12,8 +13,12 @@ from livetalk.config import InferenceRun
 from livetalk.families import load_pipeline, require_weights
 from livetalk.pipeline import example_prompt
 from livetalk.realtime.server.settings import ServeRun
+from livetalk.streaming.pace import StreamConfig
+
+log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "LIVETALK_TOKEN"
+ECHO_PREBUFFER_MS = 1000
 KEYS = """
 host=ADDRESS     where to listen, 127.0.0.1 unless given; any other needs a token
 port=N           8080 unless given; 0 takes a free one
@@ -45,10 +50,18 @@ def serve(run: ServeRun, dry_run: bool) -> None:
         logs.set_up(run.logs)
         talkers = Talkers(run.talker)
         talkers.warm()
-        performer = load_pipeline(own).performer(run.stream)
+        performer = load_pipeline(own).performer(stream_of(run))
         with serving.studio_of(run, performer, talkers, prompt) as studio:
             serving.warm(studio)
             asyncio.run(serving.serve(studio, listener, announce))
+
+
+def stream_of(run: ServeRun) -> StreamConfig:
+    """The stream's settings. A voice that comes as it is spoken must be a block ahead before it can be performed."""
+    if run.talker.kind != "echo" or run.stream.prebuffer_ms:
+        return run.stream
+    log.info("talker.kind=echo: stream.prebuffer_ms is %d", ECHO_PREBUFFER_MS)
+    return replace(run.stream, prebuffer_ms=ECHO_PREBUFFER_MS)
 
 
 def announce(address: str) -> None:

@@ -235,9 +235,7 @@ class Call:
         elif isinstance(message, protocol.Interrupt):
             await self._interrupt(at)
         elif isinstance(message, protocol.Microphone):
-            await self._let_go()
-            self._microphone = message.mode
-            self._peer.voice.clear()
+            await self._listen(message.mode)
         elif isinstance(message, protocol.Talk):
             await self._talk(message.on, at)
         elif isinstance(message, protocol.Face):
@@ -249,7 +247,9 @@ class Call:
         self._send(protocol.Done(message.type))
 
     async def _interrupt(self, at: float) -> None:
-        if await self._conversation.interrupt() is not None:
+        stopped = await self._conversation.interrupt() is not None
+        await self._playout.settled()
+        if stopped:
             self.studio.metrics.interrupting.observe(time.monotonic() - at)
 
     async def _talk(self, on: bool, at: float) -> None:
@@ -261,6 +261,15 @@ class Call:
             self._talking = True
         else:
             await self._let_go()
+
+    async def _listen(self, mode: str) -> None:
+        await self._let_go()
+        if self._microphone == "open" != mode:
+            # Whatever voice is there would never come to an end.
+            self._microphone = "off"
+            await self._conversation.release()
+        self._microphone = mode
+        self._peer.voice.clear()
 
     async def _let_go(self) -> None:
         if self._talking:

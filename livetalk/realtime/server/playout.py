@@ -82,13 +82,21 @@ class Playout:
         self._sound: deque[np.ndarray] = deque()
         self._samples = 0
         self._origin: float | None = None
-        self._ticks = self._chunks = 0
+        self._ticks = self._chunks = self._stale = 0
         self.repeated = self.late = 0
 
     def drop(self, frame: int) -> int:
         """Player.drop, for Session's hold: what is cut off fades instead of breaking off."""
         self._faded = True
-        return self._player.drop(frame)
+        kept = self._player.drop(frame)
+        # The tick after those taken by now is the first that shows what came instead.
+        self._stale = self._ticks
+        return kept
+
+    async def settled(self) -> None:
+        """Returns when all that was taken before the latest drop is sent, a tick and a half at most."""
+        if self._origin is not None:
+            await self._until(self._stale / FPS)
 
     async def run(self) -> None:
         """Ticks for ever. Raises Overrun."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 from collections.abc import Iterator
@@ -28,16 +29,13 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def browsing() -> Iterator:
-    """A browser (of Playwright) that is closed afterwards."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
-        try:
-            yield browser
-        finally:
-            browser.close()
+def browsing(driver, *more: str) -> Iterator:
+    """A browser of a Playwright driver, closed afterwards; more: arguments beside ARGUMENTS."""
+    browser = driver.chromium.launch(executable_path=chromium(), args=[*ARGUMENTS, *more])
+    try:
+        yield browser
+    finally:
+        browser.close()
 
 
 @contextmanager
@@ -71,15 +69,15 @@ def begin(page) -> None:
 def frame(page) -> np.ndarray:
     """What the video shows now, uint8 [H, W, 3], at the size it was sent in."""
     data = page.evaluate(
-        """async () => {
+        """() => {
           const video = document.getElementById('video');
-          const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+          const canvas = Object.assign(document.createElement('canvas'), {
+            width: video.videoWidth, height: video.videoHeight});
           canvas.getContext('2d').drawImage(video, 0, 0);
-          const blob = await canvas.convertToBlob({type: 'image/png'});
-          return Array.from(new Uint8Array(await blob.arrayBuffer()));
+          return canvas.toDataURL('image/png');
         }"""
     )
-    return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB"))
 
 
 def frames(page, seconds: float, step: float = 0.15) -> np.ndarray:
@@ -110,19 +108,4 @@ def loudness(page, seconds: float) -> float:
           return most;
         }""",
         seconds,
-    )
-
-
-def received(page) -> dict[str, float]:
-    """What the browser's own statistics say of picture and sound, by kind and name."""
-    return page.evaluate(
-        """async () => {
-          const out = {};
-          for (const report of (await window.livetalk.stats()).values()) {
-            if (report.type !== 'inbound-rtp') continue;
-            for (const name of ['framesDecoded', 'packetsLost', 'packetsReceived', 'totalAudioEnergy'])
-              if (report[name] !== undefined) out[`${report.kind}.${name}`] = report[name];
-          }
-          return out;
-        }"""
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -54,8 +55,16 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with browsing() as found:
+def driver() -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser(driver) -> Iterator:
+    with browsing(driver) as found:
         yield found
 
 
@@ -129,6 +138,35 @@ def test_an_interruption(browser, address):
         assert page.locator("#log li.cut").count() == 2
         say(page, "Are you still there?")
         state(page, "speaking")
+        leave(page)
+
+
+def test_an_open_microphone_and_the_button(driver, address, tmp_path):
+    """The browser's microphone hears a voice, again and again; it stops the avatar, and only while it is wanted."""
+    voice, rate = soundfile.read(ROOT / "livetalk" / "assets" / "example" / "speech.wav")
+    voice = np.concatenate([np.zeros(2 * rate), voice[: 3 * rate], np.zeros(3 * rate)])
+    soundfile.write(tmp_path / "voice.wav", voice, rate)
+    microphone = f"--use-file-for-fake-audio-capture={tmp_path / 'voice.wav'}"
+    with browsing(driver, microphone) as browser, page_of(browser, address) as page:
+        begin(page)
+        say(page, "Tell me a long story about the sea.")
+        state(page, "speaking")
+        page.get_by_text("Open", exact=True).click()
+        state(page, "listening", 20)
+        page.wait_for_selector("#log li.cut")
+        assert page.locator("#level").is_visible()
+        page.get_by_text("Mic off").click()
+        state(page, "idle", 20)
+        page.get_by_text("Hold to talk").click()
+        page.wait_for_timeout(4000)
+        assert page.get_attribute("body", "data-state") == "idle", "nobody holds the button"
+        page.focus("#hold")
+        page.keyboard.down("Space")
+        assert page.get_attribute("#hold", "aria-pressed") == "true"
+        state(page, "listening", 20)
+        page.keyboard.up("Space")
+        assert page.get_attribute("#hold", "aria-pressed") == "false"
+        page.wait_for_selector("body:not([data-state=listening])", timeout=5000)
         leave(page)
 
 

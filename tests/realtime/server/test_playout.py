@@ -122,6 +122,25 @@ def test_sound_that_is_cut_off_does_not_click():
     assert steps.max() < 300 and heard[2 * TICK_SAMPLES + 600 :].any() == 0
 
 
+def test_what_was_taken_before_a_drop_is_sent_before_it_is_settled():
+    async def cut():
+        player = Player()
+        player.put(block(0, 20, np.full(20 * SAMPLES_PER_FRAME, 0.5)))
+        playout = Playout(player, STILL, lambda frame: frame)
+        await playout.settled()
+        loop = asyncio.get_running_loop()
+        running = asyncio.create_task(playout.run())
+        await asyncio.sleep(0.2)
+        playout.drop(0)
+        taken, began = playout._ticks, loop.time()
+        await playout.settled()
+        running.cancel()
+        return loop.time() - began, loop.time() - playout._origin - taken / FPS
+
+    waited, after = asyncio.run(cut())
+    assert waited < 0.15 and after >= 0
+
+
 def test_a_slow_taker_loses_the_oldest_frames_and_nothing_else():
     player = Player()
     player.put(block(0, 30))

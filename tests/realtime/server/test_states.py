@@ -88,6 +88,15 @@ def quick_partings(monkeypatch):
     monkeypatch.setattr(calls, "TAIL_S", 0.01)
 
 
+def asked(actions: list) -> int:
+    """How many messages there are among the actions."""
+    return sum(not isinstance(action, float) and action != "voice" for action in actions)
+
+
+def answers(sent: list[dict]) -> int:
+    return sum(event["type"] in ("done", "pong", "problem") for event in sent)
+
+
 async def carried(studio, actions: list) -> tuple[list[dict], Call, Picture]:
     """What a call sends for these actions, each a message (a dict), raw data, a pause in seconds, or "voice"."""
     call = Call("name", studio)
@@ -107,7 +116,7 @@ async def carried(studio, actions: list) -> tuple[list[dict], Call, Picture]:
             call._received(json.dumps(action) if isinstance(action, dict) else action)
     for _ in range(400):
         await asyncio.sleep(0.01)
-        if running.done() or (call._commands.empty() and call._conversation.state == State.IDLE):
+        if running.done() or (answers(call._peer.sent) >= asked(actions) and call._conversation.state == State.IDLE):
             break
     call.end("left")
     await running
@@ -143,8 +152,7 @@ def test_any_order_of_messages(studio, actions):
     own = replace(studio, talkers=Counters(2))
     sent, call, _ = in_loop(carried(own, actions), 30)
     check_events(sent)
-    asked = [action for action in actions if not isinstance(action, float) and action != "voice"]
-    assert len([event for event in sent if event["type"] in ("done", "pong", "problem")]) == len(asked)
+    assert answers(sent) == asked(actions)
 
 
 def check_events(sent: list[dict]) -> None:
@@ -190,6 +198,15 @@ def test_the_button_interrupts_and_is_heard(studio):
     check_events(sent)
     assert any(event["type"] == "heard" for event in sent)
     assert "listening" in [event["state"] for event in sent if event["type"] == "state"]
+
+
+def test_an_open_microphone_that_is_turned_off_hears_no_more(studio):
+    """Also in the middle of a voice, whose end it would otherwise wait for."""
+    opened, off = ({"type": "microphone", "mode": mode} for mode in ("open", "off"))
+    sent, _, _ = in_loop(carried(studio, [opened, 0.05, "voice", 0.3, off, 0.3]), 30)
+    check_events(sent)
+    states = [event["state"] for event in sent if event["type"] == "state"]
+    assert "listening" in states and states[-1] == "idle"
 
 
 def test_changes_are_carried_out_in_order(studio):

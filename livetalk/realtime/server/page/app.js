@@ -57,6 +57,10 @@ async function prepare() {
   $("start").disabled = false;
   tell("");
   looks.show(setup);
+  if (setup.talker === "echo") {
+    $("text").placeholder = "Speak: the avatar repeats your voice";
+    $("text").disabled = $("send").disabled = true;
+  }
   $("text").maxLength = setup.most_letters;
   $("prompt").maxLength = setup.most_prompt;
   $("prompt").value = prompted = setup.prompts[0];
