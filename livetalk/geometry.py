@@ -10,7 +10,7 @@ Space. The VAE divides height and width by 8, the patch embedding by 2 again: a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, isfinite, log
 
 FPS = 16
 SAMPLE_RATE = 16_000
@@ -48,6 +48,25 @@ def samples_of_seconds(seconds: float) -> int:
 def frame_span(latent: int) -> tuple[int, int]:
     """First and one-past-last video frame of a latent frame."""
     return (0, 1) if latent == 0 else (TIME_STRIDE * latent - 3, TIME_STRIDE * latent + 1)
+
+
+def bucket(across: int, down: int, pixels: int) -> tuple[int, int]:
+    """Height and width of about `pixels` for pictures of the shape across : down, whole tokens both.
+
+    Of the sizes around it the one nearest in shape, then in size. Raises ValueError for what is no shape.
+    """
+    if min(across, down, pixels) < 1:
+        raise ValueError(f"shape {across}:{down} of {pixels} pixels is none: give positive numbers, such as 9:16")
+    token, shape = SPACE_STRIDE * PATCH, across / down
+    ideal = (pixels / shape) ** 0.5
+    heights = [max(1, int(ideal / token) + step) * token for step in range(-1, 3)]
+    sizes = [(height, max(1, round(height * shape / token)) * token) for height in heights]
+
+    def badness(size: tuple[int, int]) -> tuple[float, float, float]:
+        more, longer = abs(log(size[0] * size[1] / pixels)), abs(log(size[1] / size[0] / shape))
+        return max(0.1, more), longer, more  # a tenth of the pixels more or less is as good
+
+    return min(sizes, key=badness)
 
 
 @dataclass(frozen=True)

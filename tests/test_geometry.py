@@ -1,7 +1,9 @@
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from livetalk import geometry
-from livetalk.geometry import Geometry
+from livetalk.geometry import Geometry, bucket
 
 
 @pytest.mark.parametrize("latents", range(1, 40))
@@ -36,3 +38,18 @@ def test_published_sizes():
 def test_impossible_sizes_are_refused(change):
     with pytest.raises(ValueError):
         Geometry(**change)
+
+
+@given(st.integers(1, 21), st.integers(1, 21), st.sampled_from([128 * 128, 512 * 512, 832 * 480, 720 * 1280]))
+def test_buckets_are_whole_tokens_of_about_the_size_and_shape(across, down, pixels):
+    assume(1 / 3 < across / down < 3)
+    height, width = bucket(across, down, pixels)
+    Geometry(height, width)
+    assert 0.75 < height * width / pixels < 1.3 and 0.85 < width / height * down / across < 1.17
+
+
+def test_known_buckets():
+    assert bucket(1, 1, 512 * 512) == (512, 512) and bucket(3, 4, 512 * 512) == (576, 432)
+    assert bucket(9, 16, 832 * 480) == (848, 480)
+    with pytest.raises(ValueError, match="0:4 of 99 pixels"):
+        bucket(0, 4, 99)

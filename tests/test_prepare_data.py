@@ -22,6 +22,7 @@ from PIL import Image
 
 from livetalk import config
 from livetalk.commands import prepare_data as command
+from livetalk.commands.cached import CachedText
 from livetalk.commands.generate_ode_pairs import generate_ode_pairs, read_manifest
 from livetalk.commands.prepare_data import prepare_data
 from livetalk.commands.train_dmd import train_dmd
@@ -83,7 +84,7 @@ def once(footage, tiny_family, tmp_path_factory) -> tuple[Path, str]:
     printed = io.StringIO()
     before = state(footage)
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        prepare_data(settings(footage, tiny_family, "text=true"))
+        prepare_data(settings(footage, tiny_family, "features=features"))
     assert state(footage) == before
     return folder, printed.getvalue()
 
@@ -129,7 +130,7 @@ def test_good_clips_are_kept_and_the_others_listed_with_reasons(prepared, family
     assert sheet.width > 300 and np.asarray(sheet).std() > 20
     train, aside = (encoded.load(Path("runs/a") / name) for name in ("clips", "held_out"))
     assert (len(train), len(aside)) == (2, 1) and train.latents.shape[1:] == (16, LATENTS, 8, 8)
-    assert train.reference is None and train.text.shape[0] == 2
+    assert train.reference is None
     rows = read_manifest("runs/a/conditions.txt")
     assert [row[0] for row in rows] == train.prompts + aside.prompts
     # The reference picture is the clip's first frame, upright, and is what the latents begin with.
@@ -168,7 +169,7 @@ def test_it_goes_on_where_it_stopped(footage, family, prepared, monkeypatch):
         done.append(path)
         return do_source(path, task, tools)
 
-    whole, run = files("a"), settings(footage, family, "text=true")
+    whole, run = files("a"), settings(footage, family, "features=features")
     shutil.rmtree("runs/a")
     with monkeypatch.context() as patch:
         patch.setattr(command, "do_source", two)
@@ -188,7 +189,7 @@ def test_it_goes_on_where_it_stopped(footage, family, prepared, monkeypatch):
 
 @pytest.mark.slow
 def test_several_processes_and_several_machines_make_the_same(footage, family, prepared):
-    run = settings(footage, family, "text=true")
+    run = settings(footage, family, "features=features")
     prepare_data(replace(run, name="b", workers=2))
     prepare_data(replace(run, name="c", part=1, parts=2))
     assert not Path("runs/c/clips.jsonl").exists()
@@ -211,11 +212,12 @@ def test_improved_references_and_captions(footage, family):
     assert [reason["detail"][:8] for reason in wrong if reason["reason"] == "reference"] == ["identity"] * 3
 
 
-def test_training_takes_prepared_clips(prepared, family, capsys):
+def test_training_takes_prepared_clips(once, prepared, family, capsys):
     """Teacher, pairs and DMD: two steps each."""
     clips = encoded.load(Path("runs/a/clips"))
     text = load_part(family, "text")
-    assert torch.allclose(text.encode(clips.prompts)[:, : clips.text.shape[1]], clips.text.float(), atol=0.05)
+    kept = CachedText(str(family), "text", str(once[0] / "features"), lambda: None, torch.device("cpu"))
+    assert torch.equal(kept.encode(clips.prompts), text.encode(clips.prompts)), "nothing is left to encode"
     dit, words = read_config(family / "teacher", DiTConfig), text.config
     run = config.load(ROOT / "configs/train_teacher_debug.yaml")
     run = replace(run, name="a", family=str(family), prepared="runs/a", dit=dit, text=words, device="cpu")

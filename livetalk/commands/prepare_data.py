@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from livetalk.commands.cached import AT_ONCE, CachedText
 from livetalk.commands.memory import bytes_of, table
 from livetalk.config import PrepareRun
 from livetalk.data import encoded
@@ -35,14 +36,15 @@ from livetalk.data.curation.source import Task, do_source, pending, records
 from livetalk.data.curation.voice import Energy, Silero
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.faces import DlibFaces, DlibIdentity, named
-from livetalk.families import encoders_of
+from livetalk.families import PUBLISHED, encoders_of, family_folder
 from livetalk.media import fit_image, read_audio, read_image
+from livetalk.parts import load_part
 
 log = logging.getLogger(__name__)
-KEPT_OF_RUN = ("folder", "height", "width", "clip_latents", "faces", "identity", "voice", "prompts", "seed")
+KEPT_OF_RUN = ("shape", "clip_latents", "faces", "identity", "voice", "prompts", "seed")
 """What decides which clips there are, beside the limits."""
 
-ENCODERS = ("vae", "audio", "text")
+ENCODERS = ("vae", "audio")
 
 Each = Callable[[Callable, list], Iterable]
 """(act, items) -> act(item, task, tools) of each item, in order."""
@@ -52,9 +54,11 @@ FOLDER                 your videos, at any depth: any size, rate and codec; they
 name=NAME              everything goes to runs/NAME; the same name continues where a run stopped
 model=MODEL            whose encoders encode the clips: nano, a family's folder, livetalk-1.3b ...
 height=N width=N clip_latents=N   size of the pictures, and length in latent frames (25: 97 frames, 6.06 s)
+aspect=9:16            another shape (across:down) of as many pixels, in whole tokens
 held_out=N             clips to judge by, of videos of their own
 workers=N              processes that look at videos
 part=I parts=N         this machine looks at every N-th video from the I-th on; a call without parts ends the work
+features=FOLDER        keeps features of the prompts there, for training with the same features=FOLDER
 improve=WHAT           a folder of a diffusers pipeline or module:function that makes reference pictures better
 prompts=WHAT           motion (written from measured motion), or module:function, (frames, sound) -> text
 faces=WHAT identity=WHAT voice=WHAT   dlib, dlib and silero; or energy for voice; or your own as module:name
@@ -79,11 +83,13 @@ def prepare_data(run: PrepareRun, dry_run: bool = False) -> None:
     require_av()
     tools = tools_of(run)
     improver = improver_of(run.improve, str(device_of(run.device))) if run.improve else None
-    parts = encoders_of(run.model, ENCODERS if run.text else ENCODERS[:2])
+    parts = encoders_of(run.model, ENCODERS)
+    if run.features and run.model in PUBLISHED:
+        raise ValueError(f"features={run.features}: name a family as model, bash scripts/make_family.sh makes one")
     print(f"prepare_data: {len(videos)} videos in {task.footage}, {len(todo)} to look at, to {root}", flush=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(run, name) for name in KEPT_OF_RUN}
-    encoded.claim(task.folder / encoded.INDEX, {**settings, "folder": str(task.footage), "limits": asdict(run.limits)})
+    encoded.claim(task.folder / encoded.INDEX, settings | {"folder": str(task.footage), "limits": asdict(run.limits)})
     with spread(min(run.workers, len(videos)), run, task, tools) as each:
         look_at([path for path in videos[run.part :: run.parts] if path in set(todo)], each)
         if run.parts > 1:
@@ -96,6 +102,8 @@ def prepare_data(run: PrepareRun, dry_run: bool = False) -> None:
         for folder, chosen in ((root / "clips", train), (root / "held_out", held_out)):
             if chosen:
                 encode(chosen, folder, run, task, modules, each)
+    if run.features:
+        keep_features([record["prompt"] for record in (*train, *held_out)], run, device)
     print(f"to look at: {root / 'sheet.jpg'}")
     print(f"clips: {len(train)} in {root / 'clips'}, {len(held_out)} in {root / 'held_out'}")
     print(f"use them: {next_command(run, root, len(train), len(held_out))}")
@@ -117,10 +125,9 @@ def listed(
 
 
 def next_command(run: PrepareRun, root: Path, count: int, held_out: int) -> str:
-    size = f"geometry.height={run.height} geometry.width={run.width}"
-    return (
-        f"bash scripts/generate_ode_pairs.sh name={run.name} prepared={root} count={count} held_out={held_out} {size}"
-    )
+    """The command that makes pairs of the clips."""
+    command = f"bash scripts/generate_ode_pairs.sh name={run.name} prepared={root} count={count} held_out={held_out}"
+    return f"{command} geometry.height={run.shape[0]} geometry.width={run.shape[1]}"
 
 
 # Looking at videos
@@ -216,14 +223,21 @@ def encode(chosen: list[dict], folder: Path, run: PrepareRun, task: Task, module
     encoded.write(folder, len(chosen), run.shard, description(chosen, run, modules), make)
 
 
+def keep_features(prompts: list[str], run: PrepareRun, device: torch.device) -> None:
+    """Features of the prompts, kept where training with the same `features` finds them."""
+    family = str(family_folder(run.model))
+    text = CachedText(family, "text", run.features, lambda: load_part(family, "text", device), torch.device("cpu"))
+    for start in range(0, len(prompts), AT_ONCE):
+        text.encode(prompts[start : start + AT_ONCE])
+
+
 def description(chosen: list[dict], run: PrepareRun, modules: dict) -> dict:
     """All that the encoded clips depend on."""
     said = json.dumps([[record["clip"], record["prompt"]] for record in chosen])
     return {
         "encoders": encoded.fingerprint(modules["vae"], modules["audio"]),
-        "text": encoded.fingerprint(modules["text"]) if run.text else "",
         "improve": run.improve,
-        "size": [run.height, run.width],
+        "size": list(run.shape),
         "clips": hashlib.sha256(said.encode()).hexdigest()[:16],
     }
 
@@ -239,8 +253,6 @@ def encode_group(
         better = [fit_image(read_image(task.improved(record["clip"])), *run.shape) for record in group]
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             found["reference"] = modules["vae"].encode(torch.stack(better)[:, :, None].to(device)).bfloat16().cpu()
-    if run.text:
-        found["text"] = modules["text"].encode([record["prompt"] for record in group]).bfloat16().cpu()
     return found
 
 
@@ -257,9 +269,9 @@ def pictures_of(record: dict, task: Task, tools: Tools) -> np.ndarray:
 def memory(run: PrepareRun, videos: int, todo: int) -> str:
     """What encoding would take on one device: the encoders and the pictures of one pass."""
     rows = {}
-    for part in encoders_of(run.model, ENCODERS if run.text else ENCODERS[:2]):
+    for part in encoders_of(run.model, ENCODERS):
         with torch.device("meta"):
             rows[part.name] = bytes_of(part.build().parameters(), torch.float32)
-    pixels = run.chunk * run.frames * run.height * run.width * 3
+    pixels = run.chunk * run.frames * run.shape[0] * run.shape[1] * 3
     rows |= {"pictures of a pass": pixels * 5, "within the VAE (estimate)": pixels * 4 * 16}
     return table(f"prepare_data: {videos} videos, {todo} to look at; {run.chunk} clips a pass", rows)

@@ -19,7 +19,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from livetalk.media import to_unit
 
@@ -32,22 +31,20 @@ class EncodedClips:
     """N clips of F latents, T = 4F - 3 frames: latents [N, 16, F, h, w], audio [N, T, C], a prompt each.
 
     Latent 0 of a clip depends on its first frame alone, so it is the reference image's latent too, unless that image
-    was improved: reference [N, 16, 1, h, w]. text: features of the prompts [N, L', text_dim] where they are stored,
-    without the padding that none of them needs.
+    was improved: reference [N, 16, 1, h, w].
     """
 
     latents: Tensor
     audio: Tensor
     prompts: list[str]
     reference: Tensor | None = None
-    text: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def to(self, device: torch.device | str) -> EncodedClips:
-        moved = (None if part is None else part.to(device) for part in (self.reference, self.text))
-        return EncodedClips(self.latents.to(device), self.audio.to(device), self.prompts, *moved)
+        reference = None if self.reference is None else self.reference.to(device)
+        return EncodedClips(self.latents.to(device), self.audio.to(device), self.prompts, reference)
 
     @property
     def references(self) -> Tensor:
@@ -177,11 +174,7 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 def load(folder: Path) -> EncodedClips:
     """All clips of a complete folder. Raises ValueError if shards are missing."""
     parts = [read_shard(path) for path in shards(folder)]
-    whole = {name: [tensors[name] for tensors, _ in parts] for name in parts[0][0]}
-    if "text" in whole:  # as long as the longest prompt of its shard
-        longest = max(part.shape[1] for part in whole["text"])
-        whole["text"] = [pad(part, (0, 0, 0, longest - part.shape[1])) for part in whole["text"]]
-    tensors = {name: torch.cat(found) for name, found in whole.items()}
+    tensors = {name: torch.cat([tensors[name] for tensors, _ in parts]) for name in parts[0][0]}
     return EncodedClips(prompts=[prompt for _, prompts in parts for prompt in prompts], **tensors)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from livetalk.data.curation.limits import Limits
-from livetalk.geometry import Geometry, frames_of_latents
+from livetalk.geometry import Geometry, bucket, frames_of_latents
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,13 @@ class PrepareRun:
     """`scripts/prepare_data.sh FOLDER`: clips out of people's own videos, to runs/NAME.
 
     folder: the videos, at any depth; they are only read. model: whose encoders encode the clips: nano, a family's
-    folder, or a published model. height, width: of the pictures, clip_latents: length in latent frames; longer than a
-    training's window, so that windows can continue others. held_out: at least so many of the clips, of videos of their
-    own, are kept for judging. text: features of the prompts are stored, too, for training that does not change the
-    text encoder. shard: clips a file, chunk: clips a pass. workers: processes that look at videos. part of parts: with
-    parts > 1 the process looks at its part of the videos only, so that several machines can share the work; a later
-    call with parts=1 lists and encodes.
+    folder, or a published model. height, width: of the pictures; aspect: across:down, such as 9:16, for another shape
+    of as many pixels. clip_latents: length in latent frames; longer than a training's window, so that windows can
+    continue others. held_out: at least so many of the clips, of videos of their
+    own, are kept for judging. features: folder for the features of the prompts (data/features.py), "" for none. shard:
+    clips a file, chunk: clips a pass. workers: processes that look at videos. part of parts: with parts > 1 the process
+    looks at its part of the videos only, so that several machines can share the work; a later call with parts=1 lists
+    and encodes.
 
     faces: dlib, identity: dlib or "" (not compared), voice: silero or energy (loudness alone); or a user's own, as
     module:name. improve: a folder of a diffusers pipeline or module:name, picture -> picture, for the reference
@@ -33,9 +34,10 @@ class PrepareRun:
     device: str = "auto"
     height: int = 128
     width: int = 128
+    aspect: str = ""
     clip_latents: int = 25
     held_out: int = 0
-    text: bool = False
+    features: str = ""
     shard: int = 64
     chunk: int = 4
     workers: int = 4
@@ -51,7 +53,7 @@ class PrepareRun:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        Geometry(self.height, self.width)
+        Geometry(*self.shape)
         for name, least in (("clip_latents", 2), ("shard", 1), ("chunk", 1), ("workers", 1), ("held_out", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
@@ -65,4 +67,10 @@ class PrepareRun:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.height, self.width
+        """Height and width of the clips."""
+        if not self.aspect:
+            return self.height, self.width
+        across, colon, down = self.aspect.partition(":")
+        if not (colon and across.isdigit() and down.isdigit()):
+            raise ValueError(f"aspect={self.aspect} is no shape: write across:down, for example 9:16")
+        return bucket(int(across), int(down), self.height * self.width)
