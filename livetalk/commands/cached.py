@@ -45,10 +45,6 @@ class CachedEncoder:
     def network(self) -> nn.Module:
         return self.load()
 
-    def release(self) -> None:
-        """Frees the network's memory, if it was loaded at all."""
-        vars(self).pop("network", None)
-
     def noted(self, name: str, make: Callable[[nn.Module], str]) -> str:
         """A text that depends on the network: asked for once, and remembered under `name`."""
         return self.cache.noted(name, lambda: make(self.network))
