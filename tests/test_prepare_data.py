@@ -32,8 +32,8 @@ from livetalk.data.curation.footage import frames, probe
 from livetalk.data.curation.source import do_source
 from livetalk.geometry import Geometry
 from livetalk.media import fit_image, read_audio, read_image
-from livetalk.models.dit import DiTConfig
-from livetalk.parts import load_part, read_config
+from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.parts import Card, export_part, load_part, read_config
 from tests.data.curation.cartoon import OTHER_SKIN, film
 from tests.data.curation.footage import plant, truncated, uneven, world_clips, write_video
 
@@ -241,8 +241,16 @@ def test_training_takes_prepared_clips(once, prepared, family, capsys):
 
     dmd = config.load(ROOT / "configs/train_dmd_debug.yaml")
     dmd = replace(dmd, name="a", family=str(family), prepared="runs/a", device="cpu", pairs_config="", ode_config="")
-    train_dmd(replace(dmd, train=replace(dmd.train, steps=2)))
-    assert json.loads((family / "student/card.json").read_text())["settings"]["prepared"] == "runs/a"
+    dmd = replace(dmd, train=replace(dmd.train, steps=2), score="score")
+    with pytest.raises(ValueError, match="score .*bash scripts/make_family.sh"):
+        train_dmd(dmd)
+    larger = WanDiT(replace(dit, layers=6))
+    export_part(family, "score", larger.config, larger.state_dict(), Card(0, 0))
+    with pytest.raises(ValueError, match="score has width 24 and 6 layers, not the size 14b"):
+        train_dmd(replace(dmd, score_size="14b"))
+    train_dmd(dmd)
+    told = json.loads((family / "student/card.json").read_text())["settings"]
+    assert told["prepared"] == "runs/a" and told["score"] == "score"
 
     wide = replace(pairs_run, name="b", geometry=Geometry(64, 96, clip_latents=6))
     for wrong, reason in (
