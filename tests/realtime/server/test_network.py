@@ -113,6 +113,28 @@ def test_delay_and_loss(serve):
         asyncio.run(talk(server.address))
 
 
+def test_a_viewer_who_takes_nothing_slows_nobody(serve):
+    """What is sent to one goes nowhere, and the other sees every frame."""
+
+    async def watch(address: str) -> None:
+        async with Proxy() as proxy, Viewer(address) as stuck, Viewer(address) as other:
+            await join(stuck, proxy)
+            await other.open()
+            await other.event(lambda event: event["type"] == "hello")
+            await stuck.event(lambda event: event["type"] == "figures")
+            proxy.cut = True
+            for viewer in (stuck, other):
+                viewer.send("say", text="Speak.")
+            first = len(other.frames)
+            await asyncio.sleep(2)
+            ticks = np.diff([pts for _, pts, _ in other.frames[first:]]) * 16
+            assert len(ticks) > 24 and ticks.max() < 1.5
+            assert not any(event["type"] == "ended" for event in other.events)
+
+    with serve() as server:
+        asyncio.run(watch(server.address))
+
+
 @pytest.mark.slow
 def test_a_viewer_who_is_cut_off_is_noticed(serve):
     """Without a word of parting: the place is free again within the time that ICE gives."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -180,6 +184,7 @@ def test_messages_that_are_none(serve):
         asyncio.run(misuse(server.address))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_session_that_fails_is_alone(serve, caplog):
     """What goes wrong in one is logged, told its viewer and does not reach the others."""
 
@@ -255,7 +260,6 @@ def test_addresses_are_those_of_the_settings(serve):
         assert "127.0.0.1" in asyncio.run(offered(server.address))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_many_come_and_go(serve):
     """One after the other and at the same time, leaving in different ways; nothing of them stays."""
 
@@ -281,3 +285,40 @@ def test_many_come_and_go(serve):
     with serve(sessions=3, connect_s=2) as server:
         statuses = asyncio.run(crowd(server.address))
         assert set(statuses) <= {201, 503} and statuses.count(201) >= 3
+
+
+@pytest.mark.slow
+def test_two_hundred_interruptions(serve):
+    """At seeded moments of answers: after the word that it is done nothing of an answer arrives, but for what is on its
+    way (the viewer's own buffer holds 80 ms), and nothing piles up. LIVETALK_INTERRUPTIONS: another number."""
+    dice, count = random.Random(0), int(os.environ.get("LIVETALK_INTERRUPTIONS", "200"))
+
+    async def cut(viewer: Viewer) -> tuple[float, float]:
+        """Seconds until it was done, and from then to the last loud sample."""
+        viewer.sounds.clear()
+        viewer.frames.clear()
+        seen = len(viewer.events)
+        viewer.send("say", text="Speak for long.")
+        await viewer.event(is_state("speaking"), after=seen)
+        await asyncio.sleep(0.5 * dice.random())
+        asked = time.monotonic()
+        viewer.send("interrupt")
+        done = await viewer.event(lambda event: event == event | {"type": "done", "what": "interrupt"}, after=seen)
+        await asyncio.sleep(0.35)
+        loud = [at for at, _, samples in viewer.sounds if np.abs(samples).max() > LOUD]
+        return done["at"] - asked, max(loud, default=0.0) - done["at"]
+
+    async def talk(address: str) -> None:
+        async with Viewer(address) as viewer:
+            await viewer.open()
+            await viewer.event(lambda event: event["type"] == "hello")
+            found = [await cut(viewer) for _ in range(10)]
+            threads, tasks = threading.active_count(), len(asyncio.all_tasks())
+            found += [await cut(viewer) for _ in range(count - 10)]
+            waits, late = zip(*found, strict=True)
+            assert max(late) < 0.2 and np.median(waits) < 0.2, (max(late), np.median(waits), max(waits))
+            assert threading.active_count() <= threads + 2 and len(asyncio.all_tasks()) <= tasks + 2
+
+    with serve(Counters(40), idle_s=600) as server:
+        asyncio.run(talk(server.address))
+        assert f"livetalk_interruptions_total {count}.0" in server.studio.metrics.text().decode()
