@@ -20,6 +20,7 @@ from livetalk.geometry import Geometry
 from livetalk.models.audio import AudioConfig
 from livetalk.models.dit import DiTConfig
 from livetalk.models.kv_cache import POSITIONS
+from livetalk.models.lora import LoraTraining
 from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
@@ -161,8 +162,10 @@ class TeacherRun:
     process only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one
     encodes them. start: a family whose teacher and text encoder the run begins with. With flow.causal the teacher (of
     `start`, else of `family`) becomes one that sees no later blocks, part `teacher_causal`; its text encoder stays
-    as it is. prepared: what prepare_data left (runs/NAME), whose clips are taken instead of the world's. tracking:
-    figures to Weights & Biases, too (off, offline, online), as one of the runs of `project`.
+    as it is. With lora.rank that teacher learns adapters of its layers alone, from prepared clips; its text encoder
+    stays as it is, and the sum is exported as `teacher`. features: as in PairsRun, of prompts, for that. prepared: what
+    prepare_data left (runs/NAME), whose clips are taken instead of the world's. tracking: figures to Weights & Biases,
+    too (off, offline, online), as one of the runs of `project`.
     """
 
     run: str = "train_teacher"
@@ -170,6 +173,7 @@ class TeacherRun:
     family: str = "livetalk/assets/nano"
     start: str = ""
     prepared: str = ""
+    features: str = ""
     device: str = "auto"
     clips: int = 4096
     clip_latents: int = 25
@@ -182,9 +186,19 @@ class TeacherRun:
     dit: DiTConfig = DiTConfig.nano()
     text: TextConfig = TextConfig.nano()
     flow: FlowMatchingConfig = FlowMatchingConfig()
+    lora: LoraTraining = LoraTraining()
     train: TrainConfig = TrainConfig()
     tracking: str = "off"
     project: str = "livetalk"
+
+    def __post_init__(self) -> None:
+        if self.lora.rank and (self.flow.causal or self.train.ema):
+            raise ValueError(
+                f"lora.rank={self.lora.rank} with flow.causal={self.flow.causal}, train.ema={self.train.ema}: adapters "
+                "are trained alone and bidirectional, set both to 0"
+            )
+        if self.features and not self.lora.rank:
+            raise ValueError(f"features={self.features}: the text encoder learns along, so nothing can be kept of it")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from livetalk.data.curation.source import do_source
 from livetalk.geometry import Geometry
 from livetalk.media import fit_image, read_audio, read_image
 from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.lora import ADAPTED, LoraTraining
 from livetalk.parts import Card, export_part, load_part, read_config
+from livetalk.training.trainer import TrainConfig
 from tests.data.curation.cartoon import OTHER_SKIN, film
 from tests.data.curation.footage import plant, truncated, uneven, world_clips, write_video
 
@@ -212,6 +214,11 @@ def test_improved_references_and_captions(footage, family):
     assert [reason["detail"][:8] for reason in wrong if reason["reason"] == "reference"] == ["identity"] * 3
 
 
+def plain(train: TrainConfig) -> TrainConfig:
+    """Without an average."""
+    return replace(train, ema=0.0, lr=0.01)
+
+
 def test_training_takes_prepared_clips(once, prepared, family, capsys):
     """Teacher, pairs and DMD: two steps each."""
     clips = encoded.load(Path("runs/a/clips"))
@@ -223,8 +230,15 @@ def test_training_takes_prepared_clips(once, prepared, family, capsys):
     run = replace(run, name="a", family=str(family), prepared="runs/a", dit=dit, text=words, device="cpu")
     train_teacher(run)
     assert json.loads((family / "teacher/card.json").read_text())["steps"] == 2
-    train_teacher(run, dry_run=True)
     assert "geometry.height=64" in capsys.readouterr().out
+    before = load_part(family, "teacher").state_dict()
+    adapters = replace(run, lora=LoraTraining(2, 4.0), features=str(once[0] / "features"), train=plain(run.train))
+    with pytest.raises(ValueError, match="say prepared=runs/NAME"):
+        train_teacher(replace(adapters, name="lora", prepared=""))
+    train_teacher(replace(adapters, name="lora"))
+    after = load_part(family, "teacher").state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and all(ADAPTED.fullmatch(name.removesuffix(".weight")) for name in changed)
 
     pairs_run = replace(config.load(ROOT / "configs/generate_ode_pairs_debug.yaml"), name="a", family=str(family))
     pairs_run = replace(pairs_run, prepared="runs/a", count=2, held_out=1, device="cpu")

@@ -18,6 +18,7 @@ PLANS = {
     "ode": ("train_ode", 28, 76),
     "dmd": ("train_dmd", 85, 130),
     "dmd_80gb": ("train_dmd", 50, 76),
+    "teacher_lora": ("train_teacher", 8, 40),
 }
 SHAPES = ((512, 512), bucket(9, 16, 512 * 512), bucket(16, 9, 832 * 480))
 

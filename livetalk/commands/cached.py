@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from livetalk.config import DmdRun, OdeRun, PairsRun
+from livetalk.config import DmdRun, OdeRun, PairsRun, TeacherRun
 from livetalk.data.features import FeatureCache, identity_of
 from livetalk.models.text import TextEncoder
 from livetalk.parts import load_part, require_parts
@@ -85,7 +85,7 @@ class CachedAudio(CachedEncoder):
         return self._features(contents, lambda chosen: self.network.features(pcm[chosen], frames))
 
 
-def text_encoder(run: PairsRun | OdeRun | DmdRun, device: torch.device) -> TextEncoder | CachedText:
+def text_encoder(run: PairsRun | OdeRun | DmdRun | TeacherRun, device: torch.device) -> TextEncoder | CachedText:
     """The family's, spread over the processes of a sharded training, and cached where the run says so."""
     together = not isinstance(run, PairsRun)
     shard = together and run.train.shard

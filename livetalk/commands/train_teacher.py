@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from livetalk.cli import CONFIGS
+from livetalk.commands import finetune
 from livetalk.commands.memory import activation_bytes, table, training_rows
 from livetalk.commands.train_nano import card_of, train_nano
 from livetalk.conditions import Conditions
@@ -44,6 +45,7 @@ family=FOLDER          the family whose VAE and audio encoder encode the clips, 
 train.steps=N          length of the schedule
 prepared=FOLDER        clips of your own videos, as prepare_data left them in runs/NAME, instead of the world's
 start=FOLDER           a family whose teacher and text encoder to begin with, instead of random weights
+lora.rank=N            fine-tune the family's teacher, or that of `start`, by adapters of rank N
 flow.causal=3          fine-tune the family's teacher so that blocks of 3 latent frames see no later ones
 world.face_model=FILE  a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
 Without --config: configs/train_teacher.yaml where there is a GPU, else configs/train_teacher_debug.yaml.
@@ -115,6 +117,8 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
     if dry_run:
         print(memory(run))
         return
+    if run.lora.rank and not run.prepared:
+        raise ValueError(f"lora.rank={run.lora.rank}: adapters learn from prepared clips, say prepared=runs/NAME")
     device = distributed.join(device_of(run.device))
     settle_gpu()
     made = made_parts(run)
@@ -180,6 +184,8 @@ def size_of(run: TeacherRun) -> tuple[int, int]:
 
 def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
     clips = clips_of(run, folder.with_name("clips")).to(device)
+    if run.lora.rank:
+        return finetune.trainer_of(run, clips, folder, device)
     torch.manual_seed(run.train.seed)
     text = TextEncoder(run.text, file_tokenizer(tokenizer_file(run))).to(device)
     dit = WanDiT(run.dit)
@@ -200,6 +206,8 @@ def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
 
 def made_parts(run: TeacherRun) -> tuple[str, ...]:
     """The parts that the run adds to its family, the transformer first."""
+    if run.lora.rank:
+        return ("teacher",)
     return ("teacher_causal",) if run.flow.causal else ("teacher", "text")
 
 
@@ -229,7 +237,8 @@ def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:
         return {}
     card = card_of(run, trainer, trainer.scalars)
     made = made_parts(run)
-    export_part(run.family, made[0], run.dit, trainer.whole_weights("dit"), card)
+    weights = finetune.weights_of(run, trainer) if run.lora.rank else trainer.whole_weights("dit")
+    export_part(run.family, made[0], run.dit, weights, card)
     if "text" in made:
         text = {published_name(name): value for name, value in trainer.whole_weights("text").items()}
         export_part(run.family, "text", run.text, text, card)
@@ -243,6 +252,10 @@ def memory(run: TeacherRun) -> str:
     height, width = (side // SPACE_STRIDE for side in size_of(run))
     channels = run.dit.audio_dim
     clip = run.clip_latents * run.dit.out_channels * height * width + frames * channels
+    rows = {"clips": count * clip * torch.bfloat16.itemsize}
+    title = f"train_teacher: {run.name}, batch {run.train.batch}, {run.train.precision}"
+    if run.lora.rank:
+        return table(title, rows | finetune.rows(run, height, width))
     with torch.device("meta"):
         dit, text = WanDiT(run.dit), TextEncoder(run.text)
 
@@ -254,6 +267,4 @@ def memory(run: TeacherRun) -> str:
         return dit(noisy, torch.empty(batch), Conditions(told, noisy[:, :, :1], sound), FullAttention())
 
     activations = activation_bytes(forward, [dit, text], run.train.precision)
-    rows = {"clips": count * clip * torch.bfloat16.itemsize}
-    rows |= training_rows("teacher", [dit, text], run.train, activations)
-    return table(f"train_teacher: {run.name}, batch {run.train.batch}, {run.train.precision}", rows)
+    return table(title, rows | training_rows("teacher", [dit, text], run.train, activations))

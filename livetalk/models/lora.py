@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from livetalk.models.weights import DOWNLOAD, Entry
 
@@ -47,6 +47,22 @@ class LoraConfig:
             return cls(int(settings["lora_rank"]), float(settings["lora_alpha"]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} does not say lora_rank and lora_alpha ({error!r}): {DOWNLOAD}") from error
+
+
+@dataclass(frozen=True)
+class LoraTraining:
+    """Adapters to train. rank: 0 for none."""
+
+    rank: int = 0
+    alpha: float = 64.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError(f"lora.rank={self.rank}, lora.alpha={self.alpha}: rank is at least 0, alpha above it")
+
+    @property
+    def config(self) -> LoraConfig:
+        return LoraConfig(self.rank, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -112,3 +128,51 @@ def _problems(base: dict[str, Tensor], adapter: Adapter, config: LoraConfig):
             yield f"{name} {list(base[name].shape)} with A {list(a.shape)} and B {list(b.shape)}"
         elif a.shape[0] != config.rank or b.shape[1] != config.rank:
             yield f"{module} has rank {a.shape[0]} and {b.shape[1]}, config.json says {config.rank}"
+
+
+# Training
+
+
+ADAPTED = re.compile(r"blocks\.\d+\.((self_attn|cross_attn)\.[qkvo]|ffn\.[02])")
+"""The layers of a transformer that OmniAvatar adapts, and we."""
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer and its adapter, which changes nothing at first: B is zero."""
+
+    def __init__(self, linear: nn.Linear, config: LoraConfig) -> None:
+        super().__init__()
+        self.linear, self.scale = linear, config.scale
+        place = {"bias": False, "device": linear.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Linear(linear.in_features, config.rank, **place)
+        self.lora_B = nn.Linear(config.rank, linear.out_features, **place)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype)))
+        return self.linear(x) + self.scale * low.to(x.dtype)
+
+
+def adapt(network: nn.Module, config: LoraConfig) -> None:
+    """Freezes a transformer and gives its layers ADAPTED adapters, which alone learn. In place."""
+    network.requires_grad_(False)
+    for name, module in list(network.named_modules()):
+        if ADAPTED.fullmatch(name):
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, AdaptedLinear(module, config))
+
+
+def without_adapters(weights: dict[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """The weights of an adapted transformer as those of one without adapters, which computes the same."""
+    out = {}
+    for name, value in weights.items():
+        module, _, leaf = name.rpartition(".")
+        if module.endswith((".lora_A", ".lora_B")):
+            continue
+        base = module.removesuffix(".linear")
+        if base == module or leaf != "weight":
+            out[f"{base}.{leaf}" if base else leaf] = value
+        else:
+            a, b = (weights[f"{base}.{factor}.weight"] for factor in ("lora_A", "lora_B"))
+            out[f"{base}.weight"] = _sum(value, a, b, config.scale)
+    return out

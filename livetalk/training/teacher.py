@@ -51,14 +51,28 @@ class Prompts:
     empty_mask: Tensor
 
 
+@dataclass(frozen=True)
+class PromptFeatures:
+    """What a text encoder that does not learn makes of the clips' prompts [N, L, D] and of the empty one [1, L, D]."""
+
+    known: Tensor
+    empty: Tensor
+
+
 class FlowMatchingObjective:
     """clips and prompts live on the training device; the clips are longer than a window by what continuations need.
+    text: the encoder that learns along; None with PromptFeatures.
 
     Raises ValueError if a window of config.latents does not fit the clips or holds nothing but its prefix.
     """
 
     def __init__(
-        self, dit: WanDiT, text: TextEncoder, clips: EncodedClips, prompts: Prompts, config: FlowMatchingConfig
+        self,
+        dit: WanDiT,
+        text: TextEncoder | None,
+        clips: EncodedClips,
+        prompts: Prompts | PromptFeatures,
+        config: FlowMatchingConfig,
     ) -> None:
         length = clips.latents.shape[2]
         if not 1 <= config.prefix < config.latents <= length:
@@ -70,7 +84,7 @@ class FlowMatchingObjective:
         self.attend = BlockCausal(config.causal) if config.causal else FullAttention()
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"dit": self.dit, "text": self.text}
+        return {"dit": self.dit} if self.text is None else {"dit": self.dit, "text": self.text}
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x0, conditions = self.sample(step, batch, generator)
@@ -110,5 +124,7 @@ class FlowMatchingObjective:
 
     def _text(self, chosen: Tensor, told: Tensor) -> Tensor:
         prompts = self.prompts
+        if isinstance(prompts, PromptFeatures):
+            return torch.where(told[..., None], prompts.known[chosen], prompts.empty).float()
         ids = torch.where(told, prompts.ids[chosen], prompts.empty_ids)
         return self.text.features(ids, torch.where(told, prompts.mask[chosen], prompts.empty_mask))

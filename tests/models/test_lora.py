@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from livetalk.models.attention import FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.layouts import DIT_TO_DIFFUSERS, Layout
-from livetalk.models.lora import Adapter, LoraConfig, merged
+from livetalk.models.lora import Adapter, LoraConfig, LoraTraining, adapt, merged, without_adapters
 from livetalk.models.weights import entries_of, load_into, save, tensors_of
 from OmniAvatar.merge_lora import plan, sources, write
+from tests.models.test_dit import clip
 
 ROOT = Path(__file__).parents[2]
 TINY = {"dim": 24, "ffn_dim": 32, "heads": 2, "layers": 4, "text_dim": 10, "text_len": 5, "freq_dim": 16}
@@ -177,3 +179,33 @@ def test_download_prints_its_commands():
     wrong = run("--everything")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "--teacher-14b" in wrong.stderr
     assert run("--help").stdout.count("--") > 6
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_trained_adapters_become_part_of_the_weights(learnt):
+    """In float64; untrained ones change nothing."""
+    before = WanDiT(TEACHER).double()
+    before.load_state_dict(random_state(TEACHER))
+    dit = WanDiT(TEACHER)
+    dit.load_state_dict(before.state_dict())
+    adapt(dit, LORA)
+    dit.double()
+    learning = {name for name, value in dit.named_parameters() if value.requires_grad}
+    assert learning == {f"blocks.{n}.{m}.lora_{f}.weight" for n in range(4) for m in LINEAR for f in "AB"}
+    if learnt:
+        for name in learning:
+            torch.nn.init.normal_(dit.get_parameter(name), std=0.3)
+    noisy, conditions = clip(batch=2)
+    t = torch.tensor([900.0, 300.0])
+    wanted, given = dit(noisy, t, conditions, FullAttention()), before(noisy, t, conditions, FullAttention())
+    assert torch.equal(wanted, given) != learnt
+    after = WanDiT(TEACHER).double()
+    after.load_state_dict(without_adapters(dit.state_dict(), LORA))
+    assert torch.allclose(after(noisy, t, conditions, FullAttention()), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_that_cannot_be():
+    assert LoraTraining(8, 16).config == LoraConfig(8, 16)
+    for wrong in ({"rank": -1}, {"rank": 4, "alpha": 0}):
+        with pytest.raises(ValueError, match="lora.rank"):
+            LoraTraining(**wrong)
