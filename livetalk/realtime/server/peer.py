@@ -16,6 +16,7 @@ from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
     RTCIceServer,
+    RTCIceTransport,
     RTCPeerConnection,
     RTCRtpSender,
     RTCSessionDescription,
@@ -156,11 +157,13 @@ class Peer:
         # Tracks that were never added to a connection are stopped by nobody else.
         self._pictures.stop()
         self._sound.stop()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._connection.close()
-        except TimeoutError:
-            log.warning("a connection did not close within %g s", CLOSE_S)
+        closing = asyncio.wait_for(self._connection.close(), CLOSE_S)
+        (failure,) = await asyncio.gather(closing, return_exceptions=True)
+        if failure is not None:
+            # One that an odd offer left half made does not close by itself; its sockets are what must not stay.
+            log.warning("a connection did not close: %s", type(failure).__name__)
+            stops = [ice.stop() for ice in ice_transports(self._connection)]
+            await asyncio.gather(*stops, return_exceptions=True)
 
     async def _changed(self) -> None:
         state = self._connection.connectionState
@@ -198,14 +201,20 @@ def offer_addresses(connection: RTCPeerConnection, chosen: Sequence[str] = (), l
     """Where the connection's media are received: at `chosen` addresses, or at every address of this machine. loopback:
     at 127.0.0.1, too, which the library leaves out, and without which two programs on a machine that has no network
     cannot meet. To be called when what the connection carries is settled and nothing is gathered yet."""
-    carriers = [transceiver.sender for transceiver in connection.getTransceivers()]
-    carriers += [] if connection.sctp is None else [connection.sctp]
-    for ice in {id(carrier.transport.transport): carrier.transport.transport for carrier in carriers}.values():
+    for ice in ice_transports(connection):
         # The library has no argument for this: one method of this one instance is wrapped.
         gathering = ice.iceGatherer._connection
         gathering.get_component_candidates = partial(
             _gather, gathering.get_component_candidates, tuple(chosen), LOOPBACK if loopback else None
         )
+
+
+def ice_transports(connection: RTCPeerConnection) -> list[RTCIceTransport]:
+    """What its media go through; one where everything shares it."""
+    carriers = [transceiver.sender for transceiver in connection.getTransceivers()]
+    carriers += [] if connection.sctp is None else [connection.sctp]
+    found = [carrier.transport.transport for carrier in carriers if carrier.transport is not None]
+    return [ice for at, ice in enumerate(found) if not any(ice is other for other in found[:at])]
 
 
 async def _gather(
@@ -234,6 +243,10 @@ def check_offer(offer: str) -> None:
         raise Refused("bad_offer", "the offer is no session description", 422) from error
     if sorted(media.kind for media in described.media) != SECTIONS:
         raise Refused("bad_offer", "the offer must have one section each for audio, video and a data channel", 422)
+    names = [media.rtp.muxId for media in described.media]
+    bundled = [group.items for group in described.group if group.semantic == "BUNDLE"]
+    if len(set(names)) != len(names) or not all(names) or bundled != [names]:
+        raise Refused("bad_offer", "the offer's sections must have names of their own and share one transport", 422)
     if sum(len(media.ice_candidates) for media in described.media) > MOST_CANDIDATES:
         raise Refused("bad_offer", f"the offer has more than {MOST_CANDIDATES} candidates", 422)
 
