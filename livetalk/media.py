@@ -145,7 +145,7 @@ def clean_audio(samples: np.ndarray, source_rate: int, rate: int = SAMPLE_RATE, 
     """
     samples = np.asarray(samples)
     if samples.size == 0 or samples.ndim not in (1, 2):
-        raise ValueError(f"{name} holds no sound (shape {samples.shape}): give a file with at least one sample")
+        raise ValueError(f"{name} holds no sound (shape {samples.shape}): give at least one sample")
     if source_rate < 1:
         raise ValueError(f"{name} has a sample rate of {source_rate}: it must be positive")
     if len(samples) > MAX_HOURS * 3600 * source_rate:

@@ -33,6 +33,7 @@ def read(
     if not isinstance(name, str) or name not in schemas:
         raise ValueError(f"{path or 'config'}: run: {name!r} is not known{_hint(str(name), schemas)}")
     schema, where = schemas[name], f"{path}: "
+    aliases = {alias: key for alias, key in aliases.items() if key in get_type_hints(schema)}
     merged = OmegaConf.structured(schema)
     for key, value in data.items():
         known = aliases.get(key, key)
@@ -125,7 +126,8 @@ def _leaf_type(path: str, schema: type, aliases: dict[str, str]) -> Any:
     head, _, rest = path.partition(".")
     types = get_type_hints(schema)
     if head not in types:
-        raise ValueError(f"unknown key {head!r}{_hint(head, {*types, *aliases})}")
+        settable = {*types, *aliases} - {"run"}  # which the script or the file says
+        raise ValueError(f"unknown key {head!r}{_hint(head, settable)}")
     if not rest:
         return types[head]
     if not is_dataclass(types[head]):
