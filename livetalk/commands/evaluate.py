@@ -156,7 +156,7 @@ class Family:
     @torch.no_grad()
     def ends(self, method: Method, clips: Sequence[EvaluationClip], frames: int, kept: int) -> Tensor:
         """The first and the last `kept` of `frames` frames, uint8 [B, 2 * kept, H, W, 3]: nothing else is stored.
-        Decoded as is usual on the device."""
+        Decoded by the usual decoder."""
         decoder, parts, seen = self.decoders[self.usual], [], 0
         state = decoder.decoder_state()
         pieces = (piece.split(self.run.geometry.block, dim=2) for piece in self.latents(method, clips, frames))

@@ -17,6 +17,8 @@ from livetalk.geometry import TIME_STRIDE
 from livetalk.media import VideoWriter, check_output
 from livetalk.models.small_decoder import SHUFFLE
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE, EXAMPLE_PROMPT, example_prompt, read_request
+from livetalk.realtime.livekit_settings import LivekitRun
+from livetalk.realtime.server.settings import ServeRun
 
 KEYS = """
 image=FILE      a picture of a face: any size, PNG, JPEG, ... (or image_path)
@@ -102,3 +104,15 @@ def _working_bytes(run: InferenceRun, modules: dict[str, nn.Module], dtype: torc
     pixels = geometry.block * TIME_STRIDE * geometry.height * geometry.width
     rows["decoder step (estimate)"] = pixels * 6 * width * dtype.itemsize
     return rows
+
+
+def live_run(run: ServeRun | LivekitRun) -> InferenceRun:
+    """The model of a live command, as inference is asked for it."""
+    return InferenceRun(
+        model=run.model,
+        device=run.device,
+        precision=run.precision,
+        decoder=run.decoder,
+        geometry=run.geometry,
+        seed=run.seed,
+    )

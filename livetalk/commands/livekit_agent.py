@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from livetalk.commands import inference
-from livetalk.config import InferenceRun
 from livetalk.families import load_pipeline, require_weights
 from livetalk.media import read_image
 from livetalk.pipeline import example_prompt
@@ -36,7 +35,7 @@ docs/livekit.md tells the rest.
 def livekit_agent(run: LivekitRun, dry_run: bool) -> None:
     """Serves until it is stopped; a dry run prints the memory it takes. Raises ValueError for what the user can mend,
     before anything is loaded."""
-    own = inference_run(run)
+    own = inference.live_run(run)
     if dry_run:
         print(inference.memory(own))
         return
@@ -69,7 +68,7 @@ def cast_of(run: LivekitRun, picture: Image.Image) -> Cast:
 
     talkers = Talkers(run.talker)
     talkers.warm()
-    performer = load_pipeline(inference_run(run)).performer(run.stream)
+    performer = load_pipeline(inference.live_run(run)).performer(run.stream)
     turns, geometry = Turns(), performer.geometry
 
     def session_of(image, prompt, clock, hold) -> SharedSession:
@@ -92,15 +91,3 @@ async def serve(server: AgentServer) -> None:
 def announce(server: AgentServer, name: str, *_) -> None:
     print(f"registered as {name}")
     sys.stdout.flush()
-
-
-def inference_run(run: LivekitRun) -> InferenceRun:
-    """The same model, as inference is asked for it."""
-    return InferenceRun(
-        model=run.model,
-        device=run.device,
-        precision=run.precision,
-        decoder=run.decoder,
-        geometry=run.geometry,
-        seed=run.seed,
-    )

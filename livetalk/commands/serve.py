@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 
 from livetalk.commands import inference
-from livetalk.config import InferenceRun
 from livetalk.families import load_pipeline, require_weights
 from livetalk.pipeline import example_prompt
 from livetalk.realtime.server.settings import ServeRun
@@ -34,7 +33,7 @@ The last line printed is the page's address, once it is ready. docs/server.md te
 def serve(run: ServeRun, dry_run: bool) -> None:
     """Serves until it is stopped; a dry run prints the memory it takes. Raises ValueError for what the user can mend,
     before anything is loaded."""
-    own = inference_run(run)
+    own = inference.live_run(run)
     if dry_run:
         print(inference.memory(own))
         return
@@ -67,15 +66,3 @@ def stream_of(run: ServeRun) -> StreamConfig:
 def announce(address: str) -> None:
     print(address)
     sys.stdout.flush()
-
-
-def inference_run(run: ServeRun) -> InferenceRun:
-    """The same model, as inference is asked for it."""
-    return InferenceRun(
-        model=run.model,
-        device=run.device,
-        precision=run.precision,
-        decoder=run.decoder,
-        geometry=run.geometry,
-        seed=run.seed,
-    )

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from livetalk.commands import inference
-from livetalk.commands.serve import TOKEN_VARIABLE, announce, inference_run
+from livetalk.commands.serve import TOKEN_VARIABLE, announce
 from livetalk.families import load_pipeline, require_weights
 from livetalk.pipeline import example_prompt
 from livetalk.realtime.server.fleet.settings import FleetRun
@@ -34,7 +34,7 @@ The last line printed is the page's address, once it is ready. docs/scaling.md t
 def serve_fleet(run: FleetRun, dry_run: bool) -> None:
     """Serves until it is stopped; a dry run prints the memory one server takes. Raises ValueError for what the user can
     mend, before anything is loaded."""
-    own = inference_run(run.server)
+    own = inference.live_run(run.server)
     if dry_run:
         print(inference.memory(own))
         return
@@ -63,7 +63,7 @@ def opened(run: ServeRun) -> Iterator[Studio]:
     logs.set_up(run.logs)
     talkers = Talkers(run.talker)
     talkers.warm()
-    performer = load_pipeline(inference_run(run)).performer(run.stream)
+    performer = load_pipeline(inference.live_run(run)).performer(run.stream)
     prompt = " ".join((run.prompt or example_prompt()).split())
     with serving.studio_of(run, performer, talkers, prompt) as studio:
         serving.warm(studio)

@@ -213,9 +213,15 @@ def fit_vae(
         export(run, "vae", config_of(probe), probe, trainer, found)
         return found
 
+    fit_leaving(trainer, run, "vae", leave)
+
+
+def fit_leaving(trainer: Trainer, run: NanoRun, part: str, leave: Callable[[int], dict[str, float]]) -> None:
+    """Trains, and lets `leave` export the part at every checkpoint; once more for a run that had ended before, whose
+    family is gone."""
     trainer.fit(leave)
-    if distributed.rank() == 0 and missing_parts(run.family, ["vae"]):
-        leave(trainer.step)  # a run that had ended before, whose family is gone
+    if distributed.rank() == 0 and missing_parts(run.family, [part]):
+        leave(trainer.step)
 
 
 def train_small_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
@@ -239,9 +245,7 @@ def train_small_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path,
         export(run, "small_decoder", run.small_decoder, probe, trainer, found | beside)
         return found
 
-    trainer.fit(leave)
-    if distributed.rank() == 0 and missing_parts(run.family, ["small_decoder"]):
-        leave(trainer.step)  # a run that had ended before, whose family is gone
+    fit_leaving(trainer, run, "small_decoder", leave)
 
 
 @torch.no_grad()
