@@ -10,7 +10,17 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+SCALARS = {
+    bool: ("true or false", "true or false", "true"),
+    int: ("a whole number", "whole numbers", "8"),
+    float: ("a number", "numbers", "0.5"),
+    str: ("text", "texts", "name"),
+}
+"""What each type is called, one of it and several, and an example."""
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def read(
@@ -53,10 +63,8 @@ def _refusing(act: Callable, *arguments: Any, where: str) -> Any:
     try:
         return act(*arguments)
     except OmegaConfBaseException as error:
-        # Of the elements of a list neither key nor value is known here, and the message is an unfilled template.
-        change = arguments[-1]
-        reason = str(error).splitlines()[0].replace("'$VALUE' of type '$VALUE_TYPE'", f"in {change}")
-        raise ValueError(f"{where}{error.full_key or ', '.join(map(str, change))}: {reason}") from error
+        key = error.full_key or ", ".join(map(str, arguments[-1]))
+        raise ValueError(f"{where}{key}: {str(error).splitlines()[0]}") from error
 
 
 def _read_yaml(path: str | Path) -> dict:
@@ -66,12 +74,27 @@ def _read_yaml(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f"config {path} is not a file: name one of configs/*.yaml")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+        text = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config {path} is not valid YAML: it is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {path} is not valid YAML: {_fault(error, text)}") from error
     if not isinstance(data, dict):
         raise ValueError(f"config {path} is empty or not a mapping: it needs at least `run: NAME`")
     return data
+
+
+def _fault(error: Exception, text: str) -> str:
+    """Where YAML stumbled, with that line, and what to do."""
+    from yaml import MarkedYAMLError
+
+    remedy = "put texts with : # { [ * & ! @ in quotes, close what is open, and indent by spaces"
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return f"{str(error).splitlines()[0]}: {remedy}"
+    number, lines = error.problem_mark.line, text.splitlines()
+    shown = f"line {number + 1}, {lines[number].strip()!r}" if number < len(lines) else "its end"
+    return f"{shown} ({error.problem}): {remedy}"
 
 
 def _override(item: str, schema: type, aliases: dict[str, str]) -> dict:
@@ -90,28 +113,84 @@ def _override(item: str, schema: type, aliases: dict[str, str]) -> dict:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"{key}={text!r} cannot be read: {str(error).splitlines()[0]}") from error
+            wanted = _wanted(_leaf_type(key, schema, aliases))
+            raise ValueError(f"{key}: {text!r} cannot be read, it is not {wanted}") from error
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
 
 
-def _checked(data: dict, schema: type, where: str) -> dict:
-    """`data` with every key known to `schema`, every text a text, and nothing that OmegaConf would interpolate."""
+def _checked(data: dict, schema: type, where: str, above: str = "") -> dict:
+    """`data` with every key known to `schema`, every value of its type, and nothing that OmegaConf would interpolate.
+
+    where: the file and a colon; above: the groups around, each with a dot.
+    """
     types = get_type_hints(schema)
     out = {}
     for key, value in data.items():
         if key not in types:
-            raise ValueError(f"{where}unknown key {key!r}{_hint(str(key), types)}")
+            group = f"{above.removesuffix('.')}: " if above else ""
+            raise ValueError(f"{where}{group}unknown key {key!r}{_hint(str(key), types)}")
+        name = f"{above}{key}"
         if is_dataclass(types[key]):
             if not isinstance(value, dict):
-                raise ValueError(f"{where}{key}: {value!r} is not a mapping of {', '.join(get_type_hints(types[key]))}")
-            out[key] = _checked(value, types[key], f"{where}{key}: ")
-        elif types[key] is str and not isinstance(value, str):
-            raise ValueError(f"{where}{key}: {value!r} is not text: put it in quotes")
+                known = ", ".join(get_type_hints(types[key]))
+                raise ValueError(f"{where}{name}: {value!r} is not a mapping of {known}")
+            out[key] = _checked(value, types[key], where, f"{name}.")
         else:
-            out[key] = _literal(value, f"{where}{key}")
+            out[key] = _fitting(_literal(value, f"{where}{name}"), types[key], f"{where}{name}")
     return out
+
+
+def _fitting(value: Any, kind: Any, where: str) -> Any:
+    """`value` as a leaf of type `kind`. Raises ValueError if it is none."""
+    if get_origin(kind) is tuple:
+        return _listed(value, kind, where)
+    if NoneType in get_args(kind):
+        if value is None:
+            return None
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    try:
+        return _scalar(value, kind)
+    except ValueError as error:
+        remedy = "put it in quotes" if kind is str else f"give for example {SCALARS[kind][2]}"
+        raise ValueError(f"{where}: {value!r} is not {SCALARS[kind][0]}: {remedy}") from error
+
+
+def _listed(value: Any, kind: Any, where: str) -> list:
+    parts = get_args(kind)
+    kinds = [parts[0]] * len(value) if isinstance(value, list) and parts[-1] is ... else parts
+    try:
+        if not isinstance(value, list) or len(value) != len(kinds):
+            raise ValueError
+        return [_scalar(item, one) for item, one in zip(value, kinds, strict=True)]
+    except ValueError as error:
+        raise ValueError(f"{where}: {value!r} is not {_wanted(kind)}") from error
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """`value` as a bool, int, float or str; YAML takes 1e-3 for a text. Raises ValueError for another."""
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    if kind is bool and str(value).lower() in BOOLEANS:
+        return BOOLEANS[str(value).lower()]
+    if kind is bool and isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    if kind in (int, float) and isinstance(value, str) or kind is float and type(value) is int:
+        return kind(value)
+    raise ValueError(value)
+
+
+def _wanted(kind: Any) -> str:
+    """What a leaf of type `kind` must be, with an example."""
+    parts = get_args(kind)
+    if get_origin(kind) is not tuple:
+        name, _, example = SCALARS[next(one for one in parts or (kind,) if one is not NoneType)]
+        return f"{name}: give for example {example}"
+    _, several, example = SCALARS[parts[0]]
+    count = "" if parts[-1] is ... else f"{len(parts)} "
+    shown = ", ".join([example] * (2 if parts[-1] is ... else len(parts)))
+    return f"a list of {count}{several}: give for example [{shown}]"
 
 
 def _literal(value: Any, where: str) -> Any:
