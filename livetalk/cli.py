@@ -10,6 +10,7 @@ import argparse
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from livetalk import config
 log = logging.getLogger(__name__)
 
 OPTIONS = ("--config", "--dry-run", "--help")
+LINE_SECONDS = 10.0
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -136,11 +138,14 @@ def _shown(value: Any) -> str:
 
 
 class Bars:
-    """Progress bars on stderr, one a stage, as a callable (stage, done, total)."""
+    """Progress on stderr, one bar a stage, as a callable (stage, done, total). Where stderr is no terminal, a log or a
+    pipe, plain lines: one at the end of a stage, and one every LINE_SECONDS."""
 
     def __init__(self) -> None:
         self._bars: dict[str, Any] = {}
         self._stack = ExitStack()
+        self._told: dict[str, float] = {}
+        self._terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Bars:
         return self
@@ -149,6 +154,9 @@ class Bars:
         self._stack.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if not self._terminal:
+            self._tell(stage, done, total)
+            return
         from tqdm import tqdm
 
         if stage not in self._bars:
@@ -159,3 +167,9 @@ class Bars:
         bar.update(done - bar.n)
         if done >= total:
             bar.refresh()
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told.setdefault(stage, now) >= LINE_SECONDS or done >= total:
+            self._told[stage] = now
+            print(f"{stage:<10} {done}/{total}", file=sys.stderr, flush=True)
