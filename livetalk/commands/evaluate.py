@@ -28,7 +28,7 @@ from livetalk.config import END_SECONDS, EvaluateRun, TeacherSampling, load
 from livetalk.data.world.prompts import measure
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.evaluation import verdicts
-from livetalk.evaluation.evaluate import EvaluationConfig, drift_rows, evaluate, reconstruction_table
+from livetalk.evaluation.evaluate import EvaluationConfig, Reconstructions, drift_rows, evaluate
 from livetalk.evaluation.judges import Judges, JudgesConfig, load_judges
 from livetalk.evaluation.metrics import plain
 from livetalk.evaluation.report import Report, main_table, verdict_table, write_report
@@ -81,6 +81,7 @@ class Family:
         self.usual = SMALL_NAME if decodes_small(run, Path(run.family)) else VAE_NAME
         self.audio, self.text = (load_part(run.family, name, device) for name in PARTS[1:])
         self._conditions: dict[tuple[tuple[EvaluationClip, ...], int], Conditions] = {}
+        self._truth: dict[tuple[EvaluationClip, ...], Tensor] = {}
         self.teachers, self.students = {}, {}
         if "teacher" in methods:
             dit = load_part(run.family, "teacher", device, self.dtype)
@@ -167,9 +168,12 @@ class Family:
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
-    def reconstruct(self, frames: Tensor, decoder: str = VAE_NAME) -> Tensor:
-        """uint8 [B, T, H, W, 3] through the VAE's encoder and back through a decoder."""
-        return self.decode(self.vae.encode(self._video(frames.to(self.device))), self.decoders[decoder])
+    def reconstruct(self, clips: Sequence[EvaluationClip], frames: Tensor, decoder: str = VAE_NAME) -> Tensor:
+        """Frames uint8 [B, T, H, W, 3] of the clips through the VAE's encoder, once for all decoders, and back."""
+        key = tuple(clips)
+        if key not in self._truth:
+            self._truth[key] = self.vae.encode(self._video(frames))
+        return self.decode(self._truth[key], self.decoders[decoder])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, decoder: nn.Module) -> Tensor:
@@ -197,10 +201,9 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     require_voice(run.world, run.split)
     bench = Bench(run, device, methods)
     clips = make_clips(run.world, run.split, run.clips, run.frames, device, run.workers)
-    again = {name: partial(bench.family.reconstruct, decoder=name) for name in bench.family.decoders}
-    rebuilt = reconstruction_table(again, clips, bench.judges, bench.config, device)
     title = f"{run.split}, {len(clips)} clips, {run.steps} steps"
-    report, baseline = bench.measured(clips, title, reconstruct=True)
+    rebuilt = Reconstructions(bench.judges)
+    report, baseline = bench.measured(clips, title, rebuilt)
     write_report(report, Path(run.output) / "generation")  # what follows adds to it: a run that is stopped leaves this
     if run.timing:
         bench.timing_rows(report, clips[0], baseline)
@@ -209,7 +212,7 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     faster = TEACHER_TO_STUDENT if device.type == "cpu" else None
     for name in bench.compared(report):
         report.verdicts += verdicts.judge(report, name, baseline, faster, END_SECONDS)
-    tables = {"reconstruction": rebuilt, "generation": report}
+    tables = {"reconstruction": rebuilt.report(), "generation": report}
     if run.voice2 and has_voice(run.world, VOICE2):
         others = make_clips(run.world, VOICE2, run.voice2, run.frames, device, run.workers)
         title = f"{VOICE2} ({run.world.second_engine}), {len(others)} clips, {run.steps} steps"
@@ -259,12 +262,17 @@ class Bench:
         self.judges = load_judges(Path(run.family) / "judges", device)
 
     def measured(
-        self, clips: list[EvaluationClip], title: str, reconstruct: bool = False, teacher: str | None = None
+        self,
+        clips: list[EvaluationClip],
+        title: str,
+        rebuilt: Reconstructions | None = None,
+        teacher: str | None = None,
     ) -> tuple[Report, str | None]:
         """Every method on the same clips, the students compared with the best teacher, which is named; or with
-        `teacher`, which then is the only one measured."""
+        `teacher`, which then is the only one measured. rebuilt: is shown the clips decoded again, which are measured
+        too."""
         family = self.family
-        again = {name: partial(self.again, name) for name in family.decoders} if reconstruct else {}
+        again = {name: partial(self.again, name, rebuilt) for name in family.decoders} if rebuilt else {}
         teachers = {name: method for name, method in family.teachers.items() if teacher in (None, name)}
         samplers = again | family.columns({**teachers, **family.students})
         report = evaluate(samplers, clips, self.judges, self.config, measure, lambda clip: clip.attributes, title)
@@ -273,9 +281,12 @@ class Bench:
             verdicts.comparison_rows(report, name, baseline, self.config.bootstraps)
         return report, baseline
 
-    def again(self, decoder: str, clips: Sequence[EvaluationClip]) -> Tensor:
+    def again(self, decoder: str, rebuilt: Reconstructions, clips: Sequence[EvaluationClip]) -> Tensor:
         """The clips' own frames, encoded and decoded."""
-        return self.family.reconstruct(_frames(clips), decoder)
+        frames = _frames(clips).to(self.device)
+        found = self.family.reconstruct(clips, frames, decoder)
+        rebuilt.add(decoder, clips, frames, found)
+        return found
 
     def compared(self, report: Report) -> list[str]:
         """The columns of a report that are held against the teacher's."""
@@ -378,13 +389,14 @@ def _frames(clips: Sequence[EvaluationClip]) -> Tensor:
 def memory(run: EvaluateRun, device: torch.device, methods: Sequence[str]) -> str:
     """What an evaluation would take. The rows marked so are estimates from above of what is alive together."""
     dtype, size, geometry = precision_of("auto", device), run.world.size, run.geometry
+    small = [] if missing_parts(run.family, [SMALL]) else [SMALL]
     with torch.device("meta"):
-        modules = {name: family_part(run.family, name).build() for name in PARTS}
+        modules = {name: family_part(run.family, name).build() for name in (*PARTS, *small)}
         generators = {name: WanDiT(read_config(Path(run.family) / name, DiTConfig)) for name in methods}
         judges = Judges(read_config(Path(run.family) / "judges", JudgesConfig))
         students = [CausalSampler(generators[name], geometry, run.causal) for name in methods if name in STUDENTS]
         caches = [student.new_cache(dtype, "meta", run.batch) for student in students]
-    cast = {"vae", *generators}
+    cast = {"vae", *small, *generators}
     modules |= generators
     rows = {name: bytes_of(module.parameters(), dtype if name in cast else None) for name, module in modules.items()}
     rows["judges"] = bytes_of(judges.parameters())
@@ -396,5 +408,8 @@ def memory(run: EvaluateRun, device: torch.device, methods: Sequence[str]) -> st
     if run.long_seconds:
         rows["ends of long clips"] = run.long_clips * 2 * END_SECONDS * FPS * size**2 * 3
     rows["transformer pass (estimate)"] = tokens * (8 * widest.dim + 2 * widest.ffn_dim) * dtype.itemsize
+    # The VAE's own is the wider one, and one decoder works at a time. What was encoded of the clips stays there.
     rows["decoder (estimate)"] = run.batch * pixels * 6 * modules["vae"].config.base_dim * dtype.itemsize
+    latent = modules["vae"].config.z_dim * geometry.latent_height * geometry.latent_width * dtype.itemsize
+    rows["latents of the clips"] = run.clips * latents_of_frames(run.frames) * latent
     return table(f"evaluate: {run.family} on {device}, {run.clips} clips of {run.frames} frames", rows)

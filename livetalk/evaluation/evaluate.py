@@ -10,7 +10,7 @@ own frames, is always measured beside it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -279,52 +279,42 @@ def reconstruction_figures(frames: torch.Tensor, again: torch.Tensor) -> dict[st
     }
 
 
-@torch.no_grad()
-def reconstruction_table(
-    decode_encode: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
-    clips: Sequence[Clip],
-    judges: Judges | None = None,
-    config: EvaluationConfig | None = None,
-    device: str | torch.device = "cpu",
-) -> Report:
-    """How well autoencoders keep the clips: PSNR, SSIM, sharpness and flicker; with judges also mouth and identity.
+class Reconstructions:
+    """How well autoencoders keep clips: PSNR, SSIM, sharpness and flicker; with judges also mouth and identity.
 
-    Each `decode_encode` maps uint8 [B, T, H, W, 3] on `device` to its reconstruction, same shape and type.
+    Fed batch by batch, by whoever decodes, so that nothing is decoded for this table alone.
     """
-    report = Report("Reconstruction", len(clips))
-    for method, act in decode_encode.items():
-        _reconstruction_rows(report, method, act, clips, judges, config or EvaluationConfig(), device)
-    return report
 
+    def __init__(self, judges: Judges | None = None) -> None:
+        self.judges = judges
+        self.parts: dict[str, list[dict[str, np.ndarray]]] = {}
+        self.mouths: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
 
-def _reconstruction_rows(
-    report: Report,
-    method: str,
-    decode_encode: Callable[[torch.Tensor], torch.Tensor],
-    clips: Sequence[Clip],
-    judges: Judges | None,
-    config: EvaluationConfig,
-    device: str | torch.device,
-) -> None:
-    parts: list[dict[str, np.ndarray]] = []
-    mouths: list[tuple[np.ndarray, np.ndarray]] = []
-    for start in range(0, len(clips), config.batch):
-        frames = true_frames(clips[start : start + config.batch]).to(device)
-        again = decode_encode(frames)
+    @torch.no_grad()
+    def add(self, method: str, clips: Sequence[Clip], frames: torch.Tensor, again: torch.Tensor) -> None:
+        """Clips, their frames uint8 [B, T, H, W, 3] and the reconstruction, on the same device. Raises ValueError
+        unless that has the same shape and type."""
         if again.dtype != torch.uint8 or again.shape != frames.shape:
             raise ValueError(f"reconstruction must be uint8 {tuple(frames.shape)}, got {again.dtype} {again.shape}")
         part = reconstruction_figures(frames, again)
-        if judges is not None:
-            seen, true = judges.read(again), judges.read(frames)
+        if self.judges is not None:
+            seen, true = self.judges.read(again), self.judges.read(frames)
             part["identity similarity"] = (seen.identity * true.identity).sum(-1).mean(1)
-            mouths.append(tuple(reading.tracks["mouth_open"].cpu().numpy() for reading in (seen, true)))
-        parts.append({name: value.cpu().numpy() for name, value in part.items()})
-    for name in parts[0]:
-        keep(report, method, name, np.concatenate([part[name] for part in parts]))
-    if judges is not None:
-        speech = np.stack([np.asarray(clip.tracks["speech"]) for clip in clips]) > 0.5
-        seen, true = (np.concatenate(column) for column in zip(*mouths, strict=True))
-        keep(report, method, "mouth read again, correlation", metrics.masked_pearson(seen, true, speech))
+            speech = np.stack([np.asarray(clip.tracks["speech"]) for clip in clips]) > 0.5
+            opening = (reading.tracks["mouth_open"].cpu().numpy() for reading in (seen, true))
+            self.mouths.setdefault(method, []).append((*opening, speech))
+        self.parts.setdefault(method, []).append({name: value.cpu().numpy() for name, value in part.items()})
+
+    def report(self) -> Report:
+        """Of all that was added."""
+        report = Report("Reconstruction", max(sum(len(part["SSIM"]) for part in own) for own in self.parts.values()))
+        for method, parts in self.parts.items():
+            for name in parts[0]:
+                keep(report, method, name, np.concatenate([part[name] for part in parts]))
+            if self.judges is not None:
+                columns = (np.concatenate(column) for column in zip(*self.mouths[method], strict=True))
+                keep(report, method, "mouth read again, correlation", metrics.masked_pearson(*columns))
+        return report
 
 
 @torch.no_grad()

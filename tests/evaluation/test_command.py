@@ -20,6 +20,7 @@ from livetalk.data.world.take import WorldConfig
 from livetalk.evaluation.judges import Judges, JudgesConfig, save_judges
 from livetalk.geometry import Geometry
 from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
+from livetalk.models.vae import WanVAE
 from livetalk.parts import Card, export_part
 
 CPU = torch.device("cpu")
@@ -99,13 +100,23 @@ def test_a_student_alone_needs_no_teacher(run, tmp_path):
 
 
 @pytest.mark.parametrize(("decoder", "other"), [("auto", "VAE"), ("vae", "small decoder")])
-def test_the_decoder_that_is_not_the_usual_one_stands_beside_it(run, family, tmp_path, decoder, other):
-    """In the reconstruction, as one more column of the student, and with the time that it takes."""
+def test_the_decoder_that_is_not_the_usual_one_stands_beside_it(
+    run, family, tmp_path, monkeypatch, capsys, decoder, other
+):
+    """In the reconstruction, as one more column of the student, with the time and the memory that it takes."""
     own = shutil.copytree(family, tmp_path / "family")
     sizes = SmallDecoderConfig(dim=8, mixes=1, widths=(8, 4, 4))
     export_part(own, "small_decoder", sizes, SmallDecoder(sizes).state_dict(), Card(0, 0))
     told = replace(run, family=str(own), methods=("student",), clips=2, timing=True, output=str(tmp_path / "made"))
+    evaluate_family(told, dry_run=True)
+    assert any(line.startswith("small_decoder ") for line in capsys.readouterr().out.splitlines())
+    work = []
+    for name in ("encode", "decode"):
+        plain = getattr(WanVAE, name)
+        monkeypatch.setattr(WanVAE, name, lambda own, x, act=plain, n=name: work.append((n, x.shape[2])) or act(own, x))
     evaluate_family(replace(told, decoder=decoder))
+    assert work.count(("encode", 17)) == 1, "the truth, once for both decoders and both tables"
+    assert work.count(("decode", 5)) == 1 + 1, "the truth, and the student's clips"
     found = {}
     for table in ("reconstruction", "generation"):
         stored = json.loads((tmp_path / "made" / table / "report.json").read_text())

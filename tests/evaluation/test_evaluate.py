@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from livetalk.evaluation import landmarks
-from livetalk.evaluation.evaluate import EvaluationConfig, drift_rows, evaluate, reconstruction_table
+from livetalk.evaluation.evaluate import EvaluationConfig, Reconstructions, drift_rows, evaluate
 from livetalk.evaluation.judges import Readings
 from livetalk.evaluation.report import Report, contact_sheet, errors_table, main_table, plot_measure, write_report
 
@@ -166,19 +166,24 @@ def test_bad_samplers_and_arguments_are_refused():
 
 def test_reconstruction_of_a_coarser_copy():
     clips = [coded(i) for i in range(4)]
-
-    def coarser(frames):
-        return (frames // 16 * 16 + 8).to(torch.uint8)
-
-    table = reconstruction_table({"VAE": coarser}, clips, CodedJudges(), EvaluationConfig(batch=3))
-    assert table.value("VAE", "PSNR (dB)") == pytest.approx(
+    table = Reconstructions(CodedJudges())
+    for some in (clips[:3], clips[3:]):
+        frames = frames_of(some)
+        table.add("VAE", some, frames, (frames // 16 * 16 + 8).to(torch.uint8))
+    with pytest.raises(ValueError, match="reconstruction must be uint8"):
+        table.add("VAE", clips, frames_of(clips), frames_of(clips).float())
+    found = table.report()
+    assert found.clips == 4
+    assert found.value("VAE", "PSNR (dB)") == pytest.approx(
         20 * np.log10(255 / np.sqrt((16**2 - 1) / 12 + 0.25)), abs=0.6
     )
-    assert table.value("VAE", "SSIM") > 0.9
-    assert table.value("VAE", "mouth read again, correlation") > 0.98
-    assert table.value("VAE", "identity similarity") > 0.98
-    exact = reconstruction_table({"VAE": lambda frames: frames}, clips)
-    assert exact.value("VAE", "PSNR (dB)") == 100 and exact.value("VAE", "sharpness / truth") == pytest.approx(1)
+    assert found.value("VAE", "SSIM") > 0.9
+    assert found.value("VAE", "mouth read again, correlation") > 0.98
+    assert found.value("VAE", "identity similarity") > 0.98
+    exact = Reconstructions()
+    exact.add("VAE", clips, frames_of(clips), frames_of(clips))
+    assert exact.report().value("VAE", "PSNR (dB)") == 100
+    assert exact.report().value("VAE", "sharpness / truth") == pytest.approx(1)
 
 
 def test_drift_compares_the_end_with_the_start():
