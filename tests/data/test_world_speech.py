@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from livetalk.data.world.sentences import SPLITS, sentence, vocabulary
-from livetalk.data.world.speech import Phone, Speaker, Voice, _flite_phones, _with_closures, voices
+from livetalk.data.world.speech import Phone, Speaker, Voice, _arpabet_phones, _with_closures, voices
 
 RATE = 16_000
 
@@ -78,8 +78,8 @@ def test_every_espeak_voice_speaks():
 
 
 def test_mistakes_are_named(monkeypatch):
-    with pytest.raises(ValueError, match="'festival'"):
-        Speaker("festival")
+    with pytest.raises(ValueError, match="'mbrola'"):
+        Speaker("mbrola")
     with pytest.raises(ValueError, match="empty"):
         Speaker("tone").say(" ", Voice("mid"))
     with pytest.raises(ValueError, match="'basso'"):
@@ -87,13 +87,16 @@ def test_mistakes_are_named(monkeypatch):
     monkeypatch.setattr("livetalk.data.world.speech.which", lambda name: None)
     with pytest.raises(ValueError, match="apt-get install flite"):
         Speaker("flite").say("hello", Voice("slt"))
+    with pytest.raises(ValueError, match="apt-get install festival"):
+        Speaker("festival").say("hello", Voice("ked_diphone"))
     monkeypatch.setitem(__import__("sys").modules, "espeakng_loader", None)
     with pytest.raises(ValueError, match=r"pip install -e .\[data\]"):
         Speaker("espeak").say("hello", Voice("en-us"))
 
 
-def test_flite_listing():
-    phones = _flite_phones("pau:0.222 ax:0.275 p:0.354 ah:0.443 pau:2.360 ch:2.5 \n")
+def test_phones_of_a_listing():
+    listing = [("pau", 0.222), ("ax", 0.275), ("p", 0.354), ("ah", 0.443), ("pau", 2.360), ("ch", 2.5)]
+    phones = _arpabet_phones(listing)
     assert phones == (
         Phone(0.222, 0.275, "ə"),
         Phone(0.275, 0.354, "p"),

@@ -1,9 +1,10 @@
-"""Speech with exact phoneme times, from three engines behind one interface.
+"""Speech with exact phoneme times, from four engines behind one interface.
 
 `Speaker("espeak")` drives libespeak-ng (livetalk/espeak.py; about a thousand times faster than real time, many voices);
-`Speaker("flite")` runs the flite program, a second synthesiser kept for testing; `Speaker("tone")` needs nothing and
-makes formant-like sounds letter by letter, for tests and debug runs. Saying the same words with the same settings
-gives the same samples, whatever was said before and in whichever process. espeak-ng is not thread safe: use processes.
+`Speaker("festival")` runs the festival program, whose diphones are cut from recorded people, for training alone;
+`Speaker("flite")` runs the flite program, a synthesiser kept for testing; `Speaker("tone")` needs nothing and makes
+formant-like sounds letter by letter, for tests and debug runs. Saying the same words with the same settings gives the
+same samples, whatever was said before and in whichever process. espeak-ng is not thread safe: use processes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from livetalk import espeak
 from livetalk.geometry import SAMPLE_RATE
 
-ENGINES = ("espeak", "flite", "tone")
+ENGINES = ("espeak", "festival", "flite", "tone")
 VOICE_SPLITS = ("train", "dev", "test")
 
 
@@ -67,10 +68,11 @@ class Speaker:
         if engine not in ENGINES:
             raise ValueError(f"unknown speech engine {engine!r}: choose one of {', '.join(ENGINES)}")
         self.engine = engine
-        self._say = {"espeak": _espeak_say, "flite": _flite_say, "tone": _tone_say}[engine]
+        self._say = {"espeak": _espeak_say, "festival": _festival_say, "flite": _flite_say, "tone": _tone_say}[engine]
 
     def voices(self, split: str) -> tuple[Voice, ...]:
-        """The voices of a split; timbres (espeak variants, flite voices) of different splits differ."""
+        """The voices of a split; timbres (espeak variants, flite voices) of different splits differ. None are
+        there of "festival" but for training."""
         return voices(self.engine, split)
 
     def say(self, text: str, voice: Voice, rate: float = 160.0) -> Utterance:
@@ -94,8 +96,11 @@ _ESPEAK_VARIANTS = {
     "dev": ("f2", "m3", "belinda", "victor", "quincy", "sandro", "david"),
     "test": ("f4", "m5", "linda", "zac", "travis", "rob", "robert", "aunty", "norbert"),
 }
-_FLITE_VOICES = {"train": ("kal16",), "dev": ("rms",), "test": ("slt", "awb")}
-_TONE_VOICES = {"train": ("low", "high", "wide"), "dev": ("mid",), "test": ("narrow",)}
+_OTHER_VOICES = {
+    "festival": {"train": ("ked_diphone", "kal_diphone"), "dev": (), "test": ()},
+    "flite": {"train": ("kal16",), "dev": ("rms",), "test": ("slt", "awb")},
+    "tone": {"train": ("low", "high", "wide"), "dev": ("mid",), "test": ("narrow",)},
+}
 _PITCHES = (35, 50, 65)
 
 
@@ -109,7 +114,7 @@ def voices(engine: str, split: str) -> tuple[Voice, ...]:
     if engine == "espeak":
         names = [f"{accent}+{variant}" for variant in _ESPEAK_VARIANTS[split] for accent in _ACCENTS]
     else:
-        names = (_FLITE_VOICES if engine == "flite" else _TONE_VOICES)[split]
+        names = _OTHER_VOICES[engine][split]
     return tuple(Voice(name, pitch) for name in names for pitch in _PITCHES)
 
 
@@ -166,7 +171,7 @@ def _resample(pcm: np.ndarray, rate: int) -> np.ndarray:
     return np.clip(resample_poly(pcm, SAMPLE_RATE // common, rate // common), -1.0, 1.0).astype(np.float32)
 
 
-# --- flite -------------------------------------------------------------------------------------------------------
+# --- festival and flite ------------------------------------------------------------------------------------------
 
 _ARPABET = {
     **{"aa": "ˈɑː", "ae": "ˈæ", "ah": "ˈʌ", "ao": "ˈɔː", "aw": "ˈaʊ", "ax": "ə", "ay": "ˈaɪ", "eh": "ˈɛ", "er": "ɜː"},
@@ -177,36 +182,66 @@ _ARPABET = {
 }
 
 
-def _flite_say(text: str, voice: Voice, rate: float) -> Utterance:
-    program = which("flite")
-    if program is None:
-        raise ValueError("the second speech engine is not installed: apt-get install flite")
-    stretch, pitch = 160.0 / rate, {"slt": 170.0}.get(voice.name, 115.0) * 2 ** ((voice.pitch - 50) / 60)
+def _festival_say(text: str, voice: Voice, rate: float) -> Utterance:
+    if voice not in voices("festival", "train"):
+        raise ValueError(f"festival has no voice {voice.name!r} at pitch {voice.pitch} here")
+    stretch, pitch = 160.0 / rate, 105.0 * 2 ** ((voice.pitch - 50) / 60)
+    quoted = text.replace("\\", " ").replace('"', " ")
+    program = f"""(voice_{voice.name})
+(Parameter.set 'Duration_Stretch {stretch:.4f})
+(set! int_lr_params '((target_f0_mean {pitch:.1f}) (target_f0_std 14) (model_f0_mean 170) (model_f0_std 34)))
+(set! said (SynthText "{quoted}"))
+(utt.save.wave said "speech.wav" 'riff)
+(utt.save.segs said "phones")
+"""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "speech.wav"
-        command = [program, "-voice", voice.name, "--setf", f"duration_stretch={stretch:.4f}"]
-        command += ["--setf", f"int_f0_target_mean={pitch:.1f}", "-psdur", "-t", text, "-o", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not path.exists():
-            raise ValueError(f"flite could not speak with voice {voice.name!r}: {done.stderr.strip()}")
-        with wave.open(str(path)) as file:
-            rate_in = file.getframerate()
-            pcm = np.frombuffer(file.readframes(file.getnframes()), dtype=np.int16).astype(np.float32) / 32768.0
-    return Utterance(_resample(pcm, rate_in), _flite_phones(done.stdout))
+        (Path(folder) / "say.scm").write_text(program)
+        _run("festival", ["-b", "say.scm"], "festival festvox-kallpc16k festvox-kdlpc16k", folder)
+        # A header that ends in "#", then a line a phone: end, colour, name.
+        rows = (Path(folder) / "phones").read_text().partition("#")[2].split("\n")
+        listing = [(name, float(end)) for end, _, name in (row.split() for row in rows if row.strip())]
+        return Utterance(_read_wave(Path(folder) / "speech.wav"), _arpabet_phones(listing))
 
 
-def _flite_phones(listing: str) -> tuple[Phone, ...]:
-    """Phones from the output of `flite -psdur`: "name:end" pairs, times in seconds, "pau" for silence.
+def _flite_say(text: str, voice: Voice, rate: float) -> Utterance:
+    stretch, pitch = 160.0 / rate, {"slt": 170.0}.get(voice.name, 115.0) * 2 ** ((voice.pitch - 50) / 60)
+    settings = ["-voice", voice.name, "--setf", f"duration_stretch={stretch:.4f}"]
+    settings += ["--setf", f"int_f0_target_mean={pitch:.1f}", "-psdur", "-t", text, "-o", "speech.wav"]
+    with tempfile.TemporaryDirectory() as folder:
+        told = _run("flite", settings, "flite", folder)
+        pairs = (item.rpartition(":") for item in told.split())  # "name:end" each
+        return Utterance(
+            _read_wave(Path(folder) / "speech.wav"), _arpabet_phones([(name, float(end)) for name, _, end in pairs])
+        )
 
-    flite tells no stress: full vowels count as stressed, reduced ones do not.
+
+def _run(program: str, arguments: list[str], packages: str, folder: str) -> str:
+    """What an engine's program prints, run in a folder in which it leaves speech.wav. Raises ValueError where it is
+    not installed or fails."""
+    found = which(program)
+    if found is None:
+        raise ValueError(f"the speech engine {program} is not installed: apt-get install {packages}")
+    done = subprocess.run([found, *arguments], capture_output=True, text=True, check=False, cwd=folder)
+    if done.returncode != 0 or not (Path(folder) / "speech.wav").exists():
+        raise ValueError(f"{program} could not speak ({' '.join(arguments)}): {done.stderr.strip()}")
+    return done.stdout
+
+
+def _read_wave(path: Path) -> np.ndarray:
+    with wave.open(str(path)) as file:
+        pcm = np.frombuffer(file.readframes(file.getnframes()), dtype=np.int16).astype(np.float32) / 32768.0
+        return _resample(pcm, file.getframerate())
+
+
+def _arpabet_phones(listing: list[tuple[str, float]]) -> tuple[Phone, ...]:
+    """Phones from names and ends in seconds; "pau" is silence.
+
+    No stress is told: full vowels count as stressed, reduced ones do not.
     """
-    phones, start = [], 0.0
-    for item in listing.split():
-        name, _, end = item.rpartition(":")
-        if name != "pau":
-            phones.append(Phone(start, float(end), _ARPABET[name]))
-        start = float(end)
-    return tuple(phones)
+    starts = [0.0, *(end for _, end in listing)]
+    return tuple(
+        Phone(start, end, _ARPABET[name]) for start, (name, end) in zip(starts, listing, strict=False) if name != "pau"
+    )
 
 
 # --- tone --------------------------------------------------------------------------------------------------------
