@@ -158,14 +158,15 @@ class TeacherRun:
     """`scripts/train_teacher.sh`: the teacher and its text encoder, by flow matching.
 
     family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames,
-    longer than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the
-    process only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one
-    encodes them. start: a family whose teacher and text encoder the run begins with. With flow.causal the teacher (of
-    `start`, else of `family`) becomes one that sees no later blocks, part `teacher_causal`; its text encoder stays
-    as it is. With lora.rank that teacher learns adapters of its layers alone, from prepared clips; its text encoder
-    stays as it is, and the sum is exported as `teacher`. features: as in PairsRun, of prompts, for that. prepared: what
-    prepare_data left (runs/NAME), whose clips are taken instead of the world's. tracking: figures to Weights & Biases,
-    too (off, offline, online), as one of the runs of `project`.
+    longer than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the process
+    only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one encodes
+    them. start: a family whose teacher and text encoder the run begins with. With flow.causal the teacher (of `start`,
+    else of `family`) becomes one that sees no later blocks, part `teacher_causal`; its text encoder stays as it is.
+    With lora.rank that teacher learns adapters of its layers alone, from prepared clips; its text encoder stays as it
+    is, and the sum is exported as `teacher`. features: as in PairsRun, of prompts, for that. prepared: what
+    prepare_data left (runs/NAME), whose clips are taken instead of the world's; several such folders, with commas
+    between them, may be of a shape each (training/buckets.py). tracking: figures to Weights & Biases, too (off,
+    offline, online), as one of the runs of `project`.
     """
 
     run: str = "train_teacher"
@@ -275,6 +276,11 @@ class PairsRun:
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
+        if "," in self.prepared:
+            raise ValueError(
+                f"prepared={self.prepared}: pairs are of one shape, so make those of each folder alone, with a name "
+                "and geometry of its own; train_ode and train_dmd take pairs=FOLDER,FOLDER"
+            )
         given = [name for name in ("manifest", "prepared", "clips") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are set: pairs have one source, keep one of them")
@@ -288,13 +294,14 @@ class PairsRun:
 class OdeRun:
     """`scripts/train_ode.sh`: the causal student's start, by regression on ODE pairs, exported as part `student`.
 
-    pairs: folder with train/ and dev/, by default runs/NAME/pairs; pairs_config: with which missing pairs are made
-    first, a file of configs/ or a path, "" for not at all. chunk: pairs a pass when the student is judged, and `shown`:
-    clips it is sampled for then, as `causal` and the cache of `geometry` say. The best checkpoint, which is exported,
-    is the one of lowest dev error. source: the part that made the pairs, teacher or teacher_causal, with whose weights
-    the student begins; size: what that must be of (models/dit.py's SIZES), and what a dry run without it takes. health:
-    when the run warns and stops. tracking: figures, pictures and videos to Weights & Biases, too (off, offline,
-    online), as one of the runs of `project`. features: as in PairsRun, of prompts.
+    pairs: folder with train/ and dev/, by default runs/NAME/pairs; or several with commas between them, of a shape each
+    (training/buckets.py), the first of `geometry`, in which the student is looked at; pairs_config: with which missing
+    pairs are made first, a file of configs/ or a path, "" for not at all. chunk: pairs a pass when the student is
+    judged, and `shown`: clips it is sampled for then, as `causal` and the cache of `geometry` say. The best checkpoint,
+    which is exported, is the one of lowest dev error. source: the part that made the pairs, teacher or teacher_causal,
+    with whose weights the student begins; size: what that must be of (models/dit.py's SIZES), and what a dry run
+    without it takes. health: when the run warns and stops. tracking: figures, pictures and videos to Weights & Biases,
+    too (off, offline, online), as one of the runs of `project`. features: as in PairsRun, of prompts.
     """
 
     run: str = "train_ode"
@@ -327,10 +334,11 @@ class DmdRun:
     It starts from the ODE student, which is kept as part `student_ode`; the critic starts from the teacher, of `size`.
     score: the part whose judgement it follows, teacher or score, a larger one, of score_size.
     pairs, pairs_config, source: as in OdeRun, for their pictures, sound and prompts; ode_config: with which a missing
-    ODE student is trained first, "" for not at all. prepared: what prepare_data left (runs/NAME), whose clips are taken
-    instead of pairs, and whose pictures are what the student is held against. shown: clips the student is sampled for
-    at every checkpoint. train: also how the student learns; critic: how the critic does. tracking, project, features:
-    as in OdeRun. teacher_precision: float32 or bfloat16, in which the teacher, which does not learn, is held.
+    ODE student is trained first, "" for not at all. prepared: what prepare_data left (runs/NAME), one folder or several
+    as with pairs, whose clips are taken instead of pairs, and whose pictures are what the student is held against.
+    shown: clips the student is sampled for at every checkpoint. train: also how the student learns; critic: how the
+    critic does. tracking, project, features: as in OdeRun. teacher_precision: float32 or bfloat16, in which the
+    teacher, which does not learn, is held.
 
     The best checkpoint, which is exported, is the one of highest A/V correlation, as the family's judges see it on
     held-out pairs, among those whose motion, contrast, sharpness and identity stay as near to the teacher's as `health`

@@ -5,6 +5,7 @@ Only the adapters learn: the transformer is frozen, and the text encoder, whose 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from livetalk.models.attention import FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.lora import adapt, without_adapters
 from livetalk.parts import load_part, read_config, require_parts
+from livetalk.training.buckets import mixed
 from livetalk.training.teacher import FlowMatchingObjective, PromptFeatures
 from livetalk.training.trainer import Trainer
 
@@ -44,21 +46,27 @@ def adapted(run: TeacherRun, device: torch.device) -> WanDiT:
 
 
 @torch.no_grad()
-def prompts_of(run: TeacherRun, prompts: list[str], device: torch.device) -> PromptFeatures:
+def prompts_of(run: TeacherRun, prompts: Sequence[list[str]], device: torch.device) -> list[PromptFeatures]:
+    """Of the clips of each shape."""
     text = text_encoder(run, device)
-    known = [text.encode(prompts[start : start + AT_ONCE]).bfloat16() for start in range(0, len(prompts), AT_ONCE)]
-    return PromptFeatures(torch.cat(known).to(device), text.encode([""]).bfloat16().to(device))
+    empty = text.encode([""]).bfloat16().to(device)
+
+    def known(told: list[str]) -> Tensor:
+        return torch.cat([text.encode(told[low : low + AT_ONCE]).bfloat16() for low in range(0, len(told), AT_ONCE)])
+
+    return [PromptFeatures(known(told).to(device), empty) for told in prompts]
 
 
-def trainer_of(run: TeacherRun, clips: EncodedClips, folder: Path, device: torch.device) -> Trainer:
-    """Trains the adapters on clips, which are on the device."""
+def trainer_of(run: TeacherRun, clips: Sequence[EncodedClips], folder: Path, device: torch.device) -> Trainer:
+    """Trains the adapters on clips of one shape or several, which are on the device."""
     torch.manual_seed(run.train.seed)
     dit = adapted(run, device)
     if run.train.compile:
         for block in dit.blocks:
-            block.compile()
-    objective = FlowMatchingObjective(dit, None, clips, prompts_of(run, clips.prompts, device), run.flow)
-    return Trainer(objective, run.train, folder, device)
+            block.compile(dynamic=False)
+    told = prompts_of(run, [some.prompts for some in clips], device)
+    parts = [FlowMatchingObjective(dit, None, *own, run.flow) for own in zip(clips, told, strict=True)]
+    return Trainer(mixed(parts, [len(some) for some in clips], run.train.seed), run.train, folder, device)
 
 
 def weights_of(run: TeacherRun, trainer: Trainer) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from livetalk.commands.train_ode import made_by
 from livetalk.conditions import Conditions
 from livetalk.config import DmdRun, load
 from livetalk.data import encoded, pairs
+from livetalk.data.curation.listing import held_out_elsewhere
 from livetalk.data.pairs import OdePairs
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.geometry import TIME_STRIDE
@@ -42,6 +43,7 @@ from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig
 from livetalk.parts import load_part, missing_parts, require_parts, sized
 from livetalk.training import distributed, health, sharding
+from livetalk.training.buckets import mixed, room_to_compile
 from livetalk.training.dmd import CRITIC, STUDENT, DmdObjective
 from livetalk.training.tracking import Tracker
 from livetalk.training.trainer import Trainer
@@ -56,6 +58,7 @@ name=NAME          pairs are read from runs/NAME/pairs, checkpoints and sheets g
 family=FOLDER      the family whose ODE student and teacher it starts from, and which the student joins
 pairs=FOLDER       pairs to use instead
 prepared=FOLDER    clips of your own videos instead of pairs, as prepare_data left them in runs/NAME
+                   pairs or prepared=FOLDER,FOLDER: of several shapes, of which each step takes one
 train.steps=N      iterations, of which the student learns at every dmd.every-th; train.until=N stops earlier
 tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
 score=score        follow the judgement of the family's part `score`, a larger teacher
@@ -82,7 +85,11 @@ def train_dmd(run: DmdRun, dry_run: bool = False) -> None:
         keep_ode_student(Path(run.family))
     distributed.wait()
     needed = ("vae", "text", "teacher", run.source, run.score, *(["audio"] if run.prepared else []))
-    sources = Path(run.prepared) if run.prepared else train_ode.ready_pairs(run, device)
+    sources = encoded.several(run.prepared) if run.prepared else train_ode.ready_pairs(run, device)
+    if first and run.prepared and (both := held_out_elsewhere(sources)):
+        log.warning(
+            "%d videos, such as %s, are held out and trained on: figures say little", len(both), min(both)
+        )
     require_parts(run.family, needed)
     for part, size in (("teacher", run.size), (run.score, run.score_size if run.score == "score" else run.size)):
         sized(run.family, part, size)
@@ -127,17 +134,17 @@ class HeldOut:
     text: Tensor
 
 
-def sources_of(run: DmdRun, folder: Path, device: torch.device) -> Callable[[str], OdePairs]:
-    """Reads a split of pairs, or of clips that prepare_data left, whose own pictures take the teacher's place."""
+def sources_of(run: DmdRun, device: torch.device) -> Callable[[Path, str], OdePairs]:
+    """Reads a split of a folder of pairs, or of clips that prepare_data left, whose own pictures take the teacher's
+    place."""
     if not run.prepared:
         fingerprint = encoded.fingerprint(load_part(run.family, run.source))
-        return lambda split: pairs.load(folder / split, run.causal.timesteps, fingerprint, device)
-    geometry, encoders = run.geometry, encoded.fingerprint(*(load_part(run.family, name) for name in ("vae", "audio")))
-    size = (geometry.latent_height, geometry.latent_width)
+        return lambda folder, split: pairs.load(folder / split, run.causal.timesteps, fingerprint, device)
+    encoders = encoded.fingerprint(*(load_part(run.family, name) for name in ("vae", "audio")))
 
-    def read(split: str) -> OdePairs:
-        clips = encoded.load_prepared(folder / PREPARED[split], encoders, size).to(device)
-        return pairs.of_clips(clips, geometry.clip_latents, {"seed": run.train.seed, "prepared": str(folder)})
+    def read(folder: Path, split: str) -> OdePairs:
+        clips = encoded.load_prepared(folder / PREPARED[split], encoders).to(device)
+        return pairs.of_clips(clips, run.geometry.clip_latents, {"seed": run.train.seed, "prepared": str(folder)})
 
     return read
 
@@ -147,46 +154,40 @@ class Training(train_ode.Training):
 
     evaluated = "motion"
 
-    def __init__(self, run: DmdRun, sources: Path, folder: Path, device: torch.device, tracker: Tracker) -> None:
+    def __init__(self, run: DmdRun, sources: list[Path], folder: Path, device: torch.device, tracker: Tracker) -> None:
         self.prepare(run, folder, device, tracker)
         student, self.probe = (load_part(run.family, KEPT, self.place) for _ in range(2))
         student.requires_grad_(True)
         critic = load_part(run.family, "teacher", self.place).requires_grad_(True)
         teacher = load_part(run.family, run.score, self.place, precision_of(run.teacher_precision, device))
-        for block in [*teacher.blocks, *critic.blocks] if run.train.compile else []:
-            block.compile(dynamic=False)
+        if run.train.compile:
+            room_to_compile(len(sources))
+            for block in [*teacher.blocks, *critic.blocks]:
+                block.compile(dynamic=False)
         self.spread(self.probe)
         self.spread(teacher)
         text = text_encoder(run, device)
-        conditions = sources_of(run, sources, device)
-
-        @torch.no_grad()
-        def found(split: str) -> HeldOut:
-            there = conditions(split)
-            parts = [text.encode(there.prompts[i : i + 256]) for i in range(0, len(there), 256)]
-            return HeldOut(there, torch.cat(parts))
-
-        self.held_out, known = found("dev"), found("train")
+        read = sources_of(run, device)
+        there = read(sources[0], "dev")
+        train_ode.require_size(there, run.geometry, sources[0])
+        self.held_out = HeldOut(there, train_ode.features_of(text, there.prompts))
         self.examination = Examination(run.family, self.held_out.pairs, run.shown, run.geometry.block)
         self.start, _ = self.examination.figures(self.sampled())
         log.info("the ODE student: %s", train_ode.line(self.start))
         with torch.no_grad():
             null = text.encode([run.negative_prompt])
-        geometry = run.geometry
+        geometry, group = run.geometry, sharding.sequence_group(run.train.sequence)
         cache = CacheConfig(geometry.window, geometry.anchors, geometry.block, run.causal.positions)
-        objective = DmdObjective(
-            student,
-            critic,
-            teacher,
-            known.pairs,
-            known.text,
-            null,
-            run.causal.timesteps,
-            cache,
-            run.dmd,
-            run.train.seed,
-            sharding.sequence_group(run.train.sequence),
-        )
+
+        def part(source: Path) -> DmdObjective:
+            known, timesteps = read(source, "train"), run.causal.timesteps
+            told = train_ode.features_of(text, known.prompts)
+            shared = (timesteps, cache, run.dmd, run.train.seed, group)
+            return DmdObjective(student, critic, teacher, known, told, null, *shared)
+
+        parts = [part(source) for source in sources]
+        self.made_with = parts[0].pairs.settings
+        objective = mixed(parts, [len(part.pairs) for part in parts], run.train.seed)
         players = {STUDENT: run.train, CRITIC: run.critic}
         self.trainer = Trainer(objective, run.train, folder, device, players)
 
@@ -220,8 +221,10 @@ class Training(train_ode.Training):
 
 
 def memory(run: DmdRun) -> str:
-    """What training would take on one device, with all pairs on it."""
-    config, geometry = sized(run.family, "teacher", run.size), run.geometry
+    """What training would take on one device, with all pairs on it. Of several shapes the largest counts, and a cache
+    for each."""
+    config, shapes = sized(run.family, "teacher", run.size), train_ode.geometries(run)
+    geometry = max(shapes, key=lambda shape: shape.tokens_per_frame)
     score = sized(run.family, run.score, run.score_size if run.score == "score" else run.size)
     samples, latents = samples_at_once(run.train), run.dmd.latents or geometry.clip_latents
     with torch.device("meta"):
@@ -242,13 +245,14 @@ def memory(run: DmdRun) -> str:
     tokens = samples * geometry.clip_latents * geometry.tokens_per_frame
     kept = kept_by_passes(config, tokens, activations, run.train.recompute)
     window = geometry.window if run.dmd.windowed else latents
-    cached = 2 * config.layers * samples * window * geometry.tokens_per_frame * config.dim * torch.float32.itemsize
+    a_token = 2 * config.layers * samples * window * config.dim * torch.float32.itemsize
+    cached = a_token * geometry.tokens_per_frame
     past = sum(min(start, window - geometry.block) for start in range(0, geometry.clip_latents, geometry.block))
     held = torch.bfloat16.itemsize if run.teacher_precision == "bfloat16" else torch.float32.itemsize
     rows = {
         "pairs": train_ode.pairs_bytes(run, config),
         "teacher: parameters": held * sum(value.numel() for value in teacher.parameters()),
-        "keys and values of a rollout": cached,
+        "keys and values of rollouts": a_token * sum(shape.tokens_per_frame for shape in shapes),
         "copies of them that graded passes keep": cached // window * past // 2,
         **training_rows(STUDENT, [student], run.train, kept),
         **training_rows(CRITIC, [critic], replace(run.train, ema=run.critic.ema), 0),

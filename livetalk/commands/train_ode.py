@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from livetalk.cli import CONFIGS
-from livetalk.commands.cached import text_encoder
+from livetalk.commands.cached import AT_ONCE, CachedText, text_encoder
 from livetalk.commands.examination import Examination
-from livetalk.commands.generate_ode_pairs import make_pairs
+from livetalk.commands.generate_ode_pairs import PREPARED, make_pairs
 from livetalk.commands.memory import (
     activation_bytes,
     kept_by_passes,
@@ -32,14 +32,17 @@ from livetalk.commands.train_nano import weights_of
 from livetalk.conditions import Conditions
 from livetalk.config import DmdRun, InferenceRun, OdeRun, PairsRun, flat, load
 from livetalk.data import encoded, pairs
+from livetalk.data.pairs import OdePairs
 from livetalk.devices import device_of, settle_gpu
 from livetalk.families import CausalSampler
-from livetalk.geometry import TIME_STRIDE
+from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE, Geometry
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.text import TextEncoder
 from livetalk.parts import CARD, Card, export_part, load_part, missing_parts, require_parts, sized
 from livetalk.rollout import gaussian
 from livetalk.training import distributed, sharding, tracking
+from livetalk.training.buckets import mixed, room_to_compile
 from livetalk.training.health import Watch
 from livetalk.training.ode import DEV_ERROR, OdeObjective, Verdict, verdict
 from livetalk.training.tracking import Tracker
@@ -55,7 +58,7 @@ KEYS = """
 name=NAME          pairs are read from runs/NAME/pairs, checkpoints and reports go to runs/NAME/ode
 family=FOLDER      the family whose teacher the student starts from, and which the student joins
 source=teacher_causal  pairs are the causal teacher's, and the student starts from that
-pairs=FOLDER       pairs to use instead
+pairs=FOLDER       pairs to use instead; pairs=FOLDER,FOLDER: of several shapes, of which each step takes one
 size=1.3b          what the teacher must be of; a dry run needs no weights then
 train.steps=N      length of the schedule; train.until=N stops earlier, to go on later
 tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
@@ -95,13 +98,15 @@ def tracker_of(run: OdeRun | DmdRun, folder: Path) -> Tracker:
     return tracking.start(mode, run.project, f"{run.name}/{folder.name}", folder, flat(run))
 
 
-def ready_pairs(run: OdeRun, device: torch.device) -> Path:
-    """The folder of pairs, made first where they are missing and the run says how."""
-    folder = Path(run.pairs) if run.pairs else Path("runs") / run.name / "pairs"
+def ready_pairs(run: OdeRun, device: torch.device) -> list[Path]:
+    """The folders of pairs, of one shape each, made first where they are missing and the run says how."""
+    if run.pairs:
+        return encoded.several(run.pairs)
+    folder = Path("runs") / run.name / "pairs"
     there = all(pairs.complete(folder / split) for split in ("train", "dev"))
-    if not there and run.pairs_config and not run.pairs:
+    if not there and run.pairs_config:
         make_pairs(pairs_run(run), device, (distributed.rank(), distributed.ranks()))
-    return folder
+    return [folder]
 
 
 def pairs_run(run: OdeRun) -> PairsRun:
@@ -120,28 +125,34 @@ class Training:
     evaluated = DEV_ERROR
     """What only rows of evaluations have."""
 
-    def __init__(self, run: OdeRun, sources: Path, folder: Path, device: torch.device, tracker: Tracker) -> None:
+    def __init__(self, run: OdeRun, sources: list[Path], folder: Path, device: torch.device, tracker: Tracker) -> None:
         self.prepare(run, folder, device, tracker)
         student, self.probe = (load_part(run.family, run.source, self.place) for _ in range(2))
         fingerprint = encoded.fingerprint(student)
         self.spread(self.probe)
         text, group = text_encoder(run, device), sharding.sequence_group(run.train.sequence)
 
-        def objective(split: str, network: WanDiT) -> OdeObjective:
-            found = pairs.load(sources / split, run.causal.timesteps, fingerprint, device)
-            with torch.no_grad():
-                features = torch.cat([text.encode(found.prompts[i : i + 256]) for i in range(0, len(found), 256)])
-            return OdeObjective(network, found, features, run.geometry.block, run.ode, group)
+        def objectives(split: str, network: WanDiT) -> list[OdeObjective]:
+            found = [pairs.load(source / split, run.causal.timesteps, fingerprint, device) for source in sources]
+            require_size(found[0], run.geometry, sources[0])
+            told = [features_of(text, one.prompts) for one in found]
+            block, both = run.geometry.block, zip(found, told, strict=True)
+            return [OdeObjective(network, *one, block, run.ode, group) for one in both]
 
-        self.held_out = objective("dev", self.probe)
+        self.judges = objectives("dev", self.probe)
+        self.held_out = self.judges[0]
         self.examination = Examination(run.family, self.held_out.pairs, run.shown, run.geometry.block)
         self.start = self.judged()
         log.info("before training: %s", line(self.start))
         student.requires_grad_(True)
         if run.train.compile:
+            room_to_compile(len(sources))
             for block in student.blocks:
                 block.compile(dynamic=False)
-        self.trainer = Trainer(objective("train", student), run.train, folder, device)
+        parts = objectives("train", student)
+        self.made_with = parts[0].pairs.settings
+        objective = mixed(parts, [len(part.pairs) for part in parts], run.train.seed)
+        self.trainer = Trainer(objective, run.train, folder, device)
 
     def prepare(self, run: OdeRun | DmdRun, folder: Path, device: torch.device, tracker: Tracker) -> None:
         """What is the same for every objective."""
@@ -168,9 +179,17 @@ class Training:
         self.watch.scalars(step, scalars)
 
     def judged(self) -> dict[str, float]:
-        """Errors of the probe's weights on all held-out pairs."""
+        """Errors of the probe's weights on all held-out pairs, and where these have several shapes on each."""
         with self._autocast():
-            return self.held_out.errors(self.probe, self.run.chunk)
+            found = [judge.errors(self.probe, self.run.chunk) for judge in self.judges]
+        counts = [len(judge.pairs) for judge in self.judges]
+        means = {
+            name: sum(one[name] * count for one, count in zip(found, counts, strict=True)) / sum(counts)
+            for name in found[0]
+        }
+        shapes = [shape_of(judge.pairs) for judge in self.judges] if len(found) > 1 else []
+        by_shape = {f"{DEV_ERROR}, {name}": one[DEV_ERROR] for name, one in zip(shapes, found, strict=False)}
+        return means | by_shape
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Figures of the weights as they are, pictures, the report; exports the part if it is the best so far. Raises
@@ -201,9 +220,8 @@ class Training:
     def export(self, step: int, figures: dict[str, float]) -> None:
         weights = self.trainer.whole_weights(STUDENT)
         rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
-        made_with = self.trainer.objective.pairs.settings
-        known = {f"pairs made with.{name}": value for name, value in made_with.items() if name != "source"}
-        card = Card(made_with["seed"], step, rounded, flat(self.run) | known)
+        known = {f"pairs made with.{name}": value for name, value in self.made_with.items() if name != "source"}
+        card = Card(self.made_with["seed"], step, rounded, flat(self.run) | known)
         export_part(self.run.family, STUDENT, self.probe.config, weights, card)
 
     @torch.no_grad()
@@ -259,6 +277,28 @@ class Training:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16")
 
 
+@torch.no_grad()
+def features_of(text: TextEncoder | CachedText, prompts: list[str]) -> Tensor:
+    """Features [N, L, text_dim] of prompts."""
+    return torch.cat([text.encode(prompts[low : low + AT_ONCE]) for low in range(0, len(prompts), AT_ONCE)])
+
+
+def shape_of(found: OdePairs) -> str:
+    """Width x height in pixels."""
+    height, width = (SPACE_STRIDE * side for side in found.states.shape[-2:])
+    return f"{width}x{height}"
+
+
+def require_size(found: OdePairs, geometry: Geometry, folder: Path) -> None:
+    """Raises ValueError unless pairs are of the size at which a run looks at its student."""
+    if tuple(found.states.shape[-2:]) != (geometry.latent_height, geometry.latent_width):
+        height, width = (SPACE_STRIDE * side for side in found.states.shape[-2:])
+        raise ValueError(
+            f"{folder} holds pairs of {shape_of(found)} pixels, the run's are {geometry.width}x{geometry.height}: say "
+            f"geometry.height={height} geometry.width={width}"
+        )
+
+
 def rows_of(path: Path) -> list[dict]:
     """The lines of a .jsonl file, none where there is no file."""
     found = []
@@ -300,6 +340,20 @@ def inference_command(run: OdeRun) -> str:
     return " ".join(["bash scripts/inference.sh", *(f"{k}={v}" for k, v in wanted.items() if v != known[k])])
 
 
+def geometries(run: OdeRun | DmdRun) -> list[Geometry]:
+    """Those of the shapes that a run trains on; its own first."""
+    prepared = run.prepared if isinstance(run, DmdRun) else ""
+    named = prepared or run.pairs
+    found = [run.geometry]
+    for folder in encoded.several(named)[1:] if named else []:
+        if prepared:
+            height, width = encoded.description_of(folder / PREPARED["train"])["size"]
+        else:
+            height, width = (SPACE_STRIDE * side for side in pairs.shapes_of(folder / "train")["states"][-2:])
+        found.append(replace(run.geometry, height=height, width=width))
+    return found
+
+
 def pairs_bytes(run: OdeRun, config: DiTConfig) -> int:
     """Of the pairs that pairs_config makes; 0 for a run that does not say how they are made."""
     if not run.pairs_config:
@@ -312,8 +366,8 @@ def pairs_bytes(run: OdeRun, config: DiTConfig) -> int:
 
 
 def memory(run: OdeRun) -> str:
-    """What training would take on one device, with all pairs on it."""
-    config, geometry = sized(run.family, run.source, run.size), run.geometry
+    """What training would take on one device, with all pairs on it. Of several shapes the largest counts."""
+    config, geometry = sized(run.family, run.source, run.size), max(geometries(run), key=lambda g: g.tokens_per_frame)
     samples = samples_at_once(run.train)
     with torch.device("meta"):
         student = WanDiT(config)

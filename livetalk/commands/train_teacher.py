@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from dataclasses import asdict, replace
+from operator import mul
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from livetalk.models.dit import WanDiT, initialise
 from livetalk.models.text import TextEncoder, file_tokenizer, published_name, train_tokenizer
 from livetalk.parts import TOKENIZER, export_part, load_part, missing_parts, require_parts
 from livetalk.training import distributed, tracking
+from livetalk.training.buckets import mixed, room_to_compile
 from livetalk.training.teacher import FlowMatchingObjective, Prompts
 from livetalk.training.trainer import Trainer
 
@@ -43,7 +45,8 @@ KEYS = """
 name=NAME              clips and checkpoints go to runs/NAME; the same name continues where a run stopped
 family=FOLDER          the family whose VAE and audio encoder encode the clips, and which the teacher joins
 train.steps=N          length of the schedule
-prepared=FOLDER        clips of your own videos, as prepare_data left them in runs/NAME, instead of the world's
+prepared=FOLDER        clips of your own videos, as prepare_data left them in runs/NAME, instead of the world's;
+                       prepared=FOLDER,FOLDER: of several shapes, of which each step takes one
 start=FOLDER           a family whose teacher and text encoder to begin with, instead of random weights
 lora.rank=N            fine-tune the family's teacher, or that of `start`, by adapters of rank N
 flow.causal=3          fine-tune the family's teacher so that blocks of 3 latent frames see no later ones
@@ -161,29 +164,32 @@ def prepare_clips(run: TeacherRun, folder: Path, device: torch.device, own: tupl
     return True
 
 
-def clips_of(run: TeacherRun, made: Path) -> encoded.EncodedClips:
-    """The clips of the world that were encoded into a folder, or prepared ones. Raises ValueError as load_prepared."""
+def clips_of(run: TeacherRun, made: Path) -> list[encoded.EncodedClips]:
+    """The clips of the world that were encoded into a folder, or prepared ones, of each shape. Raises ValueError as
+    load_prepared."""
     if not run.prepared:
-        return encoded.load(made)
+        return [encoded.load(made)]
     vae, audio = (load_part(run.family, name) for name in FROZEN)
-    return encoded.load_prepared(prepared_clips(run), encoded.fingerprint(vae, audio))
+    encoders = encoded.fingerprint(vae, audio)
+    return [encoded.load_prepared(folder, encoders) for folder in prepared_clips(run)]
 
 
-def prepared_clips(run: TeacherRun) -> Path:
-    """Where prepare_data left the clips to train on."""
-    return Path(run.prepared) / "clips"
+def prepared_clips(run: TeacherRun) -> list[Path]:
+    """Where prepare_data left the clips to train on, of each shape."""
+    return [folder / "clips" for folder in encoded.several(run.prepared)]
 
 
-def size_of(run: TeacherRun) -> tuple[int, int]:
-    """Height and width of the clips in pixels."""
+def sizes_of(run: TeacherRun) -> list[tuple[int, int]]:
+    """Height and width in pixels of the clips of each shape."""
     if not run.prepared:
-        return run.world.size, run.world.size
-    height, width = encoded.description_of(prepared_clips(run))["size"]
-    return height, width
+        return [(run.world.size, run.world.size)]
+    return [tuple(encoded.description_of(folder)["size"]) for folder in prepared_clips(run)]
 
 
 def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
-    clips = clips_of(run, folder.with_name("clips")).to(device)
+    clips = [some.to(device) for some in clips_of(run, folder.with_name("clips"))]
+    if run.train.compile:
+        room_to_compile(len(clips))
     if run.lora.rank:
         return finetune.trainer_of(run, clips, folder, device)
     torch.manual_seed(run.train.seed)
@@ -197,11 +203,13 @@ def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
         dit.load_state_dict(load_part(start, "teacher").state_dict())
         text.load_state_dict(load_part(start, "text").state_dict())
     text.requires_grad_(not run.flow.causal)
-    prompts = prompt_tokens(text, clips.prompts, device)
     if run.train.compile:
         for block in dit.blocks:
-            block.compile()
-    return Trainer(FlowMatchingObjective(dit, text, clips, prompts, run.flow), run.train, folder, device)
+            block.compile(dynamic=False)
+    parts = [
+        FlowMatchingObjective(dit, text, some, prompt_tokens(text, some.prompts, device), run.flow) for some in clips
+    ]
+    return Trainer(mixed(parts, [len(some) for some in clips], run.train.seed), run.train, folder, device)
 
 
 def made_parts(run: TeacherRun) -> tuple[str, ...]:
@@ -222,8 +230,8 @@ def inference_command(run: TeacherRun) -> str:
     wanted = {
         "model": default.model if run.family == TeacherRun().family else run.family,
         "sampler": "teacher",
-        "geometry.height": size_of(run)[0],
-        "geometry.width": size_of(run)[1],
+        "geometry.height": sizes_of(run)[0][0],
+        "geometry.width": sizes_of(run)[0][1],
         "geometry.clip_latents": run.flow.latents,
         "teacher.prefix": run.flow.prefix,
     }
@@ -246,13 +254,15 @@ def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:
 
 
 def memory(run: TeacherRun) -> str:
-    """What training would take on one device, with all encoded clips on it; rendering and encoding take less."""
+    """What training would take on one device, with all encoded clips on it; rendering and encoding take less. Of
+    several shapes the largest counts."""
     latents, frames = run.flow.latents, frames_of_latents(run.clip_latents)
-    count = encoded.description_of(prepared_clips(run))["count"] if run.prepared else run.clips
-    height, width = (side // SPACE_STRIDE for side in size_of(run))
+    counts = [encoded.description_of(at)["count"] for at in prepared_clips(run)] if run.prepared else [run.clips]
+    sizes = [(high // SPACE_STRIDE, wide // SPACE_STRIDE) for high, wide in sizes_of(run)]
     channels = run.dit.audio_dim
-    clip = run.clip_latents * run.dit.out_channels * height * width + frames * channels
-    rows = {"clips": count * clip * torch.bfloat16.itemsize}
+    numbers = [run.clip_latents * run.dit.out_channels * high * wide + frames * channels for high, wide in sizes]
+    rows = {"clips": sum(map(mul, counts, numbers)) * torch.bfloat16.itemsize}
+    height, width = max(sizes, key=lambda size: size[0] * size[1])
     title = f"train_teacher: {run.name}, batch {run.train.batch}, {run.train.precision}"
     if run.lora.rank:
         return table(title, rows | finetune.rows(run, height, width))

@@ -186,6 +186,17 @@ def description_of(folder: Path) -> dict:
     return json.loads(index.read_text(encoding="utf-8"))
 
 
+def several(folders: str) -> list[Path]:
+    """Folders whose names are separated by commas: of one shape each, where a run trains on several shapes.
+
+    Raises ValueError for an empty name, and for one that is there twice.
+    """
+    found = [Path(name.strip()) for name in folders.split(",")]
+    if len(set(found)) < len(found) or not all(name.strip() for name in folders.split(",")):
+        raise ValueError(f"folders {folders!r}: name each once, with a comma between them")
+    return found
+
+
 def load_prepared(folder: Path, encoders: str, size: tuple[int, int] | None = None) -> EncodedClips:
     """Clips that `prepare_data` left in a folder.
 

@@ -136,6 +136,11 @@ def _index(folder: Path) -> dict:
     return index
 
 
+def shapes_of(folder: Path) -> dict[str, list[int]]:
+    """Of one pair's tensors, as the index says. Raises ValueError if there is none."""
+    return _index(Path(folder))["shapes"]
+
+
 def complete(folder: Path) -> bool:
     """Whether every shard that the index of a folder promises is there."""
     index = Path(folder) / encoded.INDEX

@@ -23,7 +23,7 @@ from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.rollout import gaussian, new_cache, rollout
 from livetalk.training.losses import critic_flow_errors, critic_input, dmd_gradient, dmd_loss
-from livetalk.training.sequence import flow_of
+from livetalk.training.sequence import flow_of, require_rows
 
 STUDENT, CRITIC = "student", "critic"
 SCORED = (20.0, 980.0)
@@ -135,6 +135,7 @@ class DmdObjective:
         seed: int = 0,
         group: ProcessGroup | None = None,
     ) -> None:
+        require_rows(pairs.states.shape[-2], group)
         self.group = group
         self.window = pairs.states.shape[2]
         self.latents = config.latents or self.window

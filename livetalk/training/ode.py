@@ -18,7 +18,7 @@ from livetalk import flow
 from livetalk.data.pairs import OdePairs
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import WanDiT
-from livetalk.training.sequence import flow_of
+from livetalk.training.sequence import flow_of, require_rows
 
 DEV_ERROR = "dev error"
 
@@ -69,6 +69,7 @@ class OdeObjective:
         config: OdeConfig,
         group: ProcessGroup | None = None,
     ) -> None:
+        require_rows(pairs.states.shape[-2], group)
         self.group = group
         frames = pairs.states.shape[2]
         if frames % block:

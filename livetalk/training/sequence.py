@@ -68,6 +68,13 @@ class SharedRows:
         return view
 
 
+def require_rows(height: int, group: dist.ProcessGroup | None) -> None:
+    """Raises ValueError if the rows of tokens of latents of a height do not divide among the processes."""
+    rows, size = height // PATCH, 1 if group is None else group.size()
+    if rows % size:
+        raise ValueError(f"{rows} rows of tokens do not divide among sequence={size} processes: choose a divisor")
+
+
 def flow_of(
     dit: WanDiT,
     x: Tensor,
@@ -78,13 +85,12 @@ def flow_of(
 ) -> Tensor:
     """dit(x, t, conditions, attend) [B, 16, F, h, w], computed by all of the group together; by one alone without.
 
-    Raises ValueError if the rows of tokens do not divide among the processes.
+    Raises ValueError as require_rows.
     """
     if group is None:
         return dit(x, t, conditions, attend)
-    rows, size = x.shape[-2] // PATCH, group.size()
-    if rows % size:
-        raise ValueError(f"{rows} rows of tokens do not divide among sequence={size} processes: choose a divisor")
+    require_rows(x.shape[-2], group)
+    size = group.size()
 
     def own(value: Tensor) -> Tensor:
         return value.chunk(size, dim=-2)[group.rank()]

@@ -13,6 +13,7 @@ from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
 from livetalk.models.text import TextConfig, TextEncoder
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.training.autoencoder import AutoencoderConfig, AutoencoderObjective
+from livetalk.training.buckets import Buckets
 from livetalk.training.dmd import CRITIC, STUDENT, DmdConfig, DmdObjective
 from livetalk.training.ode import OdeConfig, OdeObjective
 from livetalk.training.small_decoder import SmallDecoderObjective, SmallDecoderTraining
@@ -60,9 +61,9 @@ def small_decoder(device: str) -> SmallDecoderObjective:
     return SmallDecoderObjective(decoder, latents, clips, SmallDecoderTraining(latents=2, history=2, crop=16))
 
 
-def pairs(device: str) -> tuple[OdePairs, torch.Tensor]:
+def pairs(device: str, width: int = 4) -> tuple[OdePairs, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    states = 0.5 * torch.randn(4, 5, 6, 16, 4, 4, generator=generator)
+    states = 0.5 * torch.randn(4, 5, 6, 16, 4, width, generator=generator)
     audio = torch.randn(4, 21, SIZES.audio_dim, generator=generator)
     found = OdePairs(states.bfloat16().to(device), audio.bfloat16().to(device), ["a"] * 4, LEVELS)
     return found, torch.randn(5, 8, 16, generator=generator).to(device)
@@ -71,6 +72,13 @@ def pairs(device: str) -> tuple[OdePairs, torch.Tensor]:
 def ode(device: str) -> OdeObjective:
     found, text = pairs(device)
     return OdeObjective(network(0, device), found, text[:4], 3, OdeConfig())
+
+
+def buckets(device: str) -> Buckets:
+    student = network(0, device)
+    found = [pairs(device, width) for width in (4, 6)]
+    parts = [OdeObjective(student, own, text[:4], 3, OdeConfig()) for own, text in found]
+    return Buckets(parts, [4, 4], seed=0)
 
 
 def dmd(device: str, positions: str = "relative", **settings) -> DmdObjective:
@@ -86,6 +94,7 @@ OBJECTIVES = {
     "autoencoder": autoencoder,
     "small_decoder": small_decoder,
     "ode": ode,
+    "buckets": buckets,
     "dmd": dmd,
 }
 
@@ -158,7 +167,7 @@ def test_what_asks_the_host_is_seen():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
+@pytest.mark.parametrize("name", ["teacher", "ode", "buckets", "dmd"])
 def test_a_captured_step_learns_what_an_eager_one_does(name, tmp_path):
     runs = [trainer(name, tmp_path / str(graph), "cuda", graph=graph, steps=40) for graph in (False, True)]
     for run in runs:

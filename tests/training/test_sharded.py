@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.training import checkpoint, distributed, sharding
+from livetalk.training.buckets import mixed
 from livetalk.training.sequence import flow_of
 from livetalk.training.sharding import Sharding
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
 from tests.models.test_dit import TINY, clip, tiny
-from tests.training import test_dmd, test_ode
+from tests.training import test_buckets, test_dmd, test_ode
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
@@ -43,6 +44,8 @@ class Recorded(Trainer):
 
 
 def trainer_of(kind, folder, config, kept=Trainer):
+    if kind == "buckets":
+        return kept(mixed(test_buckets.parts_of("ode"), test_buckets.CLIPS, seed=1), config, folder)
     torch.manual_seed(0)
     objective = test_ode.objective(WanDiT(TINY)) if kind == "ode" else test_dmd.objective(every=2)
     objective.group = sharding.sequence_group(config.sequence)
@@ -118,7 +121,7 @@ def work(rank, port, folder):
     gathered = []
     plain = DTensor.full_tensor
     DTensor.full_tensor = lambda self, **given: gathered.append(self.numel()) or plain(self, **given)
-    for kind in ("ode", "dmd"):
+    for kind in ("ode", "dmd", "buckets"):
         found[kind] = run(kind, folder / kind, CONFIG, Recorded)
     found["rows"] = [both_ways(attend) for attend in (FullAttention(), BlockCausal(3))]
     gathered.clear()
@@ -141,13 +144,13 @@ def close(found, wanted, atol=1e-6):
         assert torch.allclose(found[name], value, rtol=1e-4, atol=atol), name
 
 
-@pytest.mark.parametrize("kind", ["ode", "dmd"])
+@pytest.mark.parametrize("kind", ["ode", "dmd", "buckets"])
 def test_two_processes_train_as_one(kind, pair, tmp_path, alone):
     one = run(kind, tmp_path, CONFIG, Recorded)
     for two in pair[1]:
         assert two[kind]["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
         close(two[kind]["weights"], one["weights"])
-        assert len(two[kind]["gradients"]) == len(one["gradients"]) == {"ode": 3, "dmd": 4}[kind]
+        assert len(two[kind]["gradients"]) == len(one["gradients"]) == {"ode": 3, "dmd": 4, "buckets": 3}[kind]
         for found, wanted in zip(two[kind]["gradients"], one["gradients"], strict=True):
             close(found, wanted)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from livetalk.data.curation.source import MOMENTS, STRIP, Task
-from livetalk.data.encoded import write_whole
+from livetalk.data.encoded import INDEX, write_whole
 
 GREEN, RED, FRAME, COLUMNS = (40, 150, 70), (200, 50, 40), 4, 4
 LINES, LINE = 3, 12  # of text above a strip, and the height of one in pixels
@@ -71,6 +72,27 @@ def write_conditions(path: Path, records: list[dict], task: Task) -> None:
         files = (task.reference(record["clip"]), task.sound(record["clip"]))
         lines.append("@@".join([record["prompt"], *(str(file.relative_to(path.parent)) for file in files)]))
     write_whole(path, lambda to: to.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
+
+
+def held_out_elsewhere(roots: Sequence[Path]) -> set[str]:
+    """Videos that one of several folders of prepare_data holds out and another trains on. Footage that was kept in one
+    shape and not in another can be divided differently."""
+    divided = [_sources(root) for root in roots]
+    trained = set().union(*(train for train, _ in divided))
+    return trained & set().union(*(aside for _, aside in divided))
+
+
+def _sources(root: Path) -> tuple[set[str], set[str]]:
+    """The videos of the clips to train on, and of those held out, in what prepare_data left; none if that is gone."""
+    files = [root / "clips.jsonl", root / "conditions.txt", root / "clips" / INDEX, root / "curation" / INDEX]
+    if not all(file.is_file() for file in files):
+        return set(), set()
+    lines, told, clips, footage = (file.read_text(encoding="utf-8") for file in files)
+    folder = json.loads(footage)["folder"]
+    known = {record["clip"]: f"{folder}/{record['source']}" for record in map(json.loads, lines.splitlines())}
+    sources = [known[Path(line.split("@@")[1]).stem] for line in told.splitlines()]
+    count = json.loads(clips)["count"]
+    return set(sources[:count]), set(sources[count:])
 
 
 def write_sheet(path: Path, records: list[dict], task: Task, most: int) -> None:
