@@ -14,7 +14,7 @@ from torch import Tensor
 from livetalk.commands.cached import AT_ONCE, text_encoder
 from livetalk.commands.memory import activation_bytes, bytes_of, kept_by_passes, samples_at_once
 from livetalk.conditions import Conditions
-from livetalk.config import TeacherRun
+from livetalk.config import TeacherRun, flat
 from livetalk.data.encoded import EncodedClips
 from livetalk.geometry import PATCH, TIME_STRIDE
 from livetalk.models.attention import FullAttention
@@ -66,7 +66,8 @@ def trainer_of(run: TeacherRun, clips: Sequence[EncodedClips], folder: Path, dev
             block.compile(dynamic=False)
     told = prompts_of(run, [some.prompts for some in clips], device)
     parts = [FlowMatchingObjective(dit, None, *own, run.flow) for own in zip(clips, told, strict=True)]
-    return Trainer(mixed(parts, [len(some) for some in clips], run.train.seed), run.train, folder, device)
+    objective = mixed(parts, [len(some) for some in clips], run.train.seed)
+    return Trainer(objective, run.train, folder, device, told=flat(run))
 
 
 def weights_of(run: TeacherRun, trainer: Trainer) -> dict[str, Tensor]:

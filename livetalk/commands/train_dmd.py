@@ -32,7 +32,7 @@ from livetalk.commands.memory import (
 )
 from livetalk.commands.train_ode import made_by
 from livetalk.conditions import Conditions
-from livetalk.config import DmdRun, load
+from livetalk.config import DmdRun, flat, load
 from livetalk.data import encoded, pairs
 from livetalk.data.curation.listing import held_out_elsewhere
 from livetalk.data.pairs import OdePairs
@@ -87,9 +87,7 @@ def train_dmd(run: DmdRun, dry_run: bool = False) -> None:
     needed = ("vae", "text", "teacher", run.source, run.score, *(["audio"] if run.prepared else []))
     sources = encoded.several(run.prepared) if run.prepared else train_ode.ready_pairs(run, device)
     if first and run.prepared and (both := held_out_elsewhere(sources)):
-        log.warning(
-            "%d videos, such as %s, are held out and trained on: figures say little", len(both), min(both)
-        )
+        log.warning("%d videos, such as %s, are held out and trained on: figures say little", len(both), min(both))
     require_parts(run.family, needed)
     for part, size in (("teacher", run.size), (run.score, run.score_size if run.score == "score" else run.size)):
         sized(run.family, part, size)
@@ -189,7 +187,7 @@ class Training(train_ode.Training):
         self.made_with = parts[0].pairs.settings
         objective = mixed(parts, [len(part.pairs) for part in parts], run.train.seed)
         players = {STUDENT: run.train, CRITIC: run.critic}
-        self.trainer = Trainer(objective, run.train, folder, device, players)
+        self.trainer = Trainer(objective, run.train, folder, device, players, flat(run))
 
     def judged(self) -> dict[str, float]:
         """Nothing beyond what the examination sees."""

@@ -152,7 +152,7 @@ class Training:
         parts = objectives("train", student)
         self.made_with = parts[0].pairs.settings
         objective = mixed(parts, [len(part.pairs) for part in parts], run.train.seed)
-        self.trainer = Trainer(objective, run.train, folder, device)
+        self.trainer = Trainer(objective, run.train, folder, device, told=flat(run))
 
     def prepare(self, run: OdeRun | DmdRun, folder: Path, device: torch.device, tracker: Tracker) -> None:
         """What is the same for every objective."""

@@ -209,7 +209,8 @@ def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
     parts = [
         FlowMatchingObjective(dit, text, some, prompt_tokens(text, some.prompts, device), run.flow) for some in clips
     ]
-    return Trainer(mixed(parts, [len(some) for some in clips], run.train.seed), run.train, folder, device)
+    objective = mixed(parts, [len(some) for some in clips], run.train.seed)
+    return Trainer(objective, run.train, folder, device, told=flat(run))
 
 
 def made_parts(run: TeacherRun) -> tuple[str, ...]:

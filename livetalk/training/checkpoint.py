@@ -76,6 +76,23 @@ def whole(folder: Path) -> list[Path]:
     return sorted(path.parent for path in Path(folder).glob(f"step-*/{MARKER}"))
 
 
+@dataclass(frozen=True)
+class Marked:
+    """What the marker of a checkpoint says."""
+
+    step: int
+    settings: dict
+
+
+def latest_settings(folder: Path) -> Marked | None:
+    """Of the newest whole checkpoint, read without its weights; None where there is none, or its marker is damaged."""
+    found = whole(folder)
+    try:
+        return Marked(**json.loads((found[-1] / MARKER).read_text())) if found else None
+    except (json.JSONDecodeError, TypeError, OSError):
+        return None  # load_latest says so
+
+
 def sharded(path: Path) -> bool:
     """Whether a checkpoint was written by several processes, each its part (sharded_checkpoint.py)."""
     return (path / SHARDED).is_file()

@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 
-from livetalk.training import checkpoint, distributed
+from livetalk.training import checkpoint, distributed, going_on
 from livetalk.training.ema import EMA
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,8 @@ class ShardedCheckpoints:
         begun = any(name.startswith(AVERAGED) for name in names)
         if not begun:  # a run that had no average begins one with the weights that it goes on from
             wanted = {name: value for name, value in wanted.items() if not name.startswith(AVERAGED)}
-        unused = {name for name in names - set(wanted) if not name.startswith(AVERAGED)}
-        if differing := sorted(unused | (set(wanted) - names)):
-            raise ValueError(f"{path} is of other networks: they differ in {', '.join(differing[:4])}, ...")
+        theirs = {name: size_of(path, name)[0] for name in names if name in wanted or not name.startswith(AVERAGED)}
+        going_on.require_same(path, theirs, {name: value.shape for name, value in wanted.items()})
         dcp.load(wanted, storage_reader=FileSystemReader(path), process_group=self.group)
         for learner in learners:
             if learner.ema and not begun:

@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from livetalk.models.dit import WanDiT
-from livetalk.training import checkpoint, distributed, sharding
+from livetalk.training import checkpoint, distributed, going_on, sharding
 from livetalk.training.ema import EMA
 from livetalk.training.graphed import GraphedStep
 from livetalk.training.sharded_checkpoint import ShardedCheckpoints
@@ -33,6 +33,8 @@ from livetalk.training.sharding import Sharding
 log = logging.getLogger(__name__)
 PROBE = (20, 100)
 """Between these steps of a run the speed is measured: the first ones compile and warm up."""
+TOLD = "run"
+"""Where a checkpoint keeps the settings of its run."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ class Trainer:
     """Trains an objective's modules in `folder`, from the last whole checkpoint if there is one.
 
     players: how each module of a Game learns; {} for an Objective, whose modules learn together as `config` says.
+    told: all settings of the run by dotted name, which a run that goes on compares (going_on.py); by default those of
+    `config`.
     """
 
     def __init__(
@@ -196,8 +200,10 @@ class Trainer:
         folder: Path,
         device: torch.device | str = "cpu",
         players: Mapping[str, Learning] = MappingProxyType({}),
+        told: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.objective, self.config, self.folder = objective, config, Path(folder)
+        self.told = dict(told) or {f"train.{name}": value for name, value in asdict(config).items()}
         self.device = torch.device(device)
         self.parts = config.parts(distributed.ranks())
         self.share = config.batch // (distributed.ranks() // config.sequence * self.parts)
@@ -242,7 +248,11 @@ class Trainer:
         return {key.removeprefix(start): value for key, value in self.weights().items() if key.startswith(start)}
 
     def resume(self) -> bool:
-        """Continues from the newest whole checkpoint; False if there is none."""
+        """Continues from the newest whole checkpoint; False if there is none. Raises ValueError if that is of another
+        run than this one (going_on.py)."""
+        before = checkpoint.latest_settings(self.folder)
+        if before and TOLD in before.settings:
+            going_on.compare(self.folder, before.step, before.settings[TOLD], self.told)
         if self.sharded:
             found = self.sharded.load_latest(self.players.values())
             step, settings = (found["step"], found["settings"]) if found else (0, {})
@@ -259,6 +269,10 @@ class Trainer:
         return True
 
     def _restore(self, state: checkpoint.State) -> None:
+        theirs, ours = (
+            {name: value.shape for name, value in one.items()} for one in (state.weights, self.modules.state_dict())
+        )
+        going_on.require_same(self.folder / checkpoint.name_of(state.step), theirs, ours)
         self.modules.load_state_dict(state.weights, strict=True)
         for name, player in self.players.items():
             averaged = {key: value for key, value in state.ema.items() if key.startswith(name and f"{name}.")}
@@ -268,8 +282,9 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint: in the first process, or every process its parts, in the background."""
+        settings = asdict(self.config) | {TOLD: self.told}
         if self.sharded:
-            self.sharded.save(self.step, self.players.values(), asdict(self.config), self.config.keep)
+            self.sharded.save(self.step, self.players.values(), settings, self.config.keep)
             return
         if distributed.rank():
             return
@@ -277,7 +292,7 @@ class Trainer:
         optimiser = {name: player.optimiser.state_dict() for name, player in self.players.items()}
         optimiser = optimiser.get("", optimiser)
         state = checkpoint.State(self.step, dict(self.modules.state_dict()), ema, optimiser)
-        checkpoint.save(self.folder, state, asdict(self.config), keep=self.config.keep)
+        checkpoint.save(self.folder, state, settings, keep=self.config.keep)
 
     def fit(
         self,
