@@ -160,7 +160,7 @@ class Training:
         self.last: dict[str, float] = {}
         # The host's memory is where networks wait to be spread over all devices.
         self.place = torch.device("cpu") if run.train.shard else device
-        self.watch = Watch(run.health, folder, self.rows())
+        self.watch = Watch(run.health, folder, self.rows(), lambda: self.trainer.settle())
 
     def spread(self, network: WanDiT) -> None:
         """Spreads a network that does not learn over all processes, where the run is sharded."""

@@ -20,11 +20,17 @@ BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 
 
 def join(device: torch.device) -> torch.device:
-    """Joins the group that torchrun made, if any; returns this process's own device."""
+    """Joins the group that torchrun made, if any; returns this process's own device.
+
+    Raises ValueError if there are more processes on a machine than GPUs.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= cards:
+            raise ValueError(f"process {local} of this machine has no GPU, of which there are {cards}: start {cards}")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group(BACKENDS[device.type], timeout=PATIENCE)

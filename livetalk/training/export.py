@@ -56,12 +56,15 @@ def found(folder: str | Path) -> Path:
 
 
 def entries(path: Path, run: ExportRun) -> Iterator[Entry]:
-    """The module's weights, each read when its turn comes. Raises ValueError if the checkpoint has no such module."""
+    """The module's weights, each read when its turn comes. Raises ValueError if the checkpoint has no such module,
+    or adapters of it."""
     known = sharded_checkpoint.names_of(path) if checkpoint.sharded(path) else _names(path)
     names = sharded_checkpoint.weight_names(known, run.module, run.averaged)
     if not names:
         modules = sorted({name.split(".")[1] for name in known if name.startswith(sharded_checkpoint.WEIGHTS)})
         raise ValueError(f"{path} has no module {run.module!r}: it has {', '.join(modules)}")
+    if any(".lora_A." in name for name in names):
+        raise ValueError(f"{path} is of adapters: what they make of the teacher is in the run's family, part teacher")
     read = _Portions(path, list(names.values())) if checkpoint.sharded(path) else partial(_read, path)
     for ours, theirs in names.items():
         shape, dtype = _known(path, theirs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,11 +91,13 @@ class Watch:
 
     At the first warning the checkpoint before it is set aside, where newer ones do not push it out; when the run is
     well again it goes, and when the run is stopped it alone is left, so that the next start goes on from there.
-    rows: what the run has logged before, in order.
+    rows: what the run has logged before, in order. settle: waits until no checkpoint is being written.
     """
 
-    def __init__(self, config: HealthConfig, folder: Path, rows: Sequence[Row] = ()) -> None:
-        self.config, self.folder = config, Path(folder)
+    def __init__(
+        self, config: HealthConfig, folder: Path, rows: Sequence[Row] = (), settle: Callable[[], None] = lambda: None
+    ) -> None:
+        self.config, self.folder, self.settle = config, Path(folder), settle
         self.counts: Counter[str] = Counter()
         self.critic = [row[CRITIC_LOSS] for row in rows if CRITIC_LOSS in row][:FIRST]
 
@@ -127,6 +129,7 @@ class Watch:
         if not bad:
             return
         log.warning("step %d: %s", step, said)
+        self.settle()  # what is written meanwhile would be left out now, and be the newest afterwards
         if well:
             set_aside(self.folder, step)
         if 0 < self.config.patience <= self.counts[kind]:

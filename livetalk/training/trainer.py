@@ -294,6 +294,11 @@ class Trainer:
         state = checkpoint.State(self.step, dict(self.modules.state_dict()), ema, optimiser)
         checkpoint.save(self.folder, state, settings, keep=self.config.keep)
 
+    def settle(self) -> None:
+        """Waits until what was saved is on disk."""
+        if self.sharded:
+            self.sharded.finish()
+
     def fit(
         self,
         evaluate: Callable[[int], dict] | None = None,
@@ -317,7 +322,7 @@ class Trainer:
                 "%s is at step %d already: nothing to train; give more steps or another name=", self.folder, self.step
             )
         started, first = time.monotonic(), self.step
-        probe = started
+        probe = (started, first)
         while self.step < self.config.end:
             metrics = self.update()
             if self.step in (first + 1, first + 20) or self.step % self.config.log_every == 0:
@@ -332,24 +337,27 @@ class Trainer:
                 if evaluate and (self.sharded or not distributed.rank()):
                     self._record({"step": self.step, **evaluate(self.step)})
                 distributed.wait()
-        if self.sharded:
-            self.sharded.finish()
+        self.settle()
         if self.graphed and distributed.ranks() > 1:
             self.graphed.forget()  # NCCL waits, when processes part, for graphs that still use it
         return self.scalars
 
-    def _plan(self, started: float, probe: float) -> float:
-        """Sets the length of the schedule from the speed between the PROBE steps and the time that is left."""
+    def _plan(self, started: float, probe: tuple[float, int]) -> tuple[float, int]:
+        """Sets the length of the schedule from the speed between the PROBE steps and the time that is left.
+
+        probe: when, and at which step, the measurement began: at the first of them, or where the run goes on between
+        them. Returns the like of now.
+        """
         if self.on_gpu:
             torch.cuda.synchronize()
         now = time.monotonic()
         if self.step == PROBE[1]:
-            pace = (now - probe) / (PROBE[1] - PROBE[0])
+            pace = (now - probe[0]) / (PROBE[1] - probe[1])
             steps = self.step + int((started + self.config.seconds - now) / pace)
             steps = distributed.agreed(max(self.step + 1, steps), self.device)
             self.config = replace(self.config, steps=steps)
             log.info("%.1f ms/step: %d steps fit into %.0f s", 1e3 * pace, steps, self.config.seconds)
-        return now
+        return now, self.step
 
     def _turns(self) -> Sequence[str]:
         """The players that learn at this step."""

@@ -134,6 +134,14 @@ def test_captured_steps_of_two_processes_equal_eager_ones(tmp_path):
         assert torch.allclose(value, eager[name], atol=1e-5), name
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="process 2 of this machine has no GPU, of which there are 2: start 2"):
+        distributed.join(torch.device("cuda"))
+
+
 def test_alone_nothing_happens(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert distributed.join(torch.device("cpu")) == torch.device("cpu")

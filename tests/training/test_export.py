@@ -9,7 +9,7 @@ from livetalk.config import load
 from livetalk.models.dit import WanDiT
 from livetalk.models.layouts import DIT_DIFFUSERS
 from livetalk.models.weights import load_into
-from livetalk.training import distributed, sharding
+from livetalk.training import checkpoint, distributed, sharding
 from livetalk.training.export import ExportRun
 from tests.models.test_dit import TINY
 from tests.training.test_sharded import CONFIG, trainer_of
@@ -69,6 +69,13 @@ def test_what_is_not_there_is_named(trained, tmp_path, capsys):
         export(ExportRun())
     export(ExportRun(checkpoint=str(trained.folder)), dry_run=True)
     assert "total memory" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_adapters_are_no_published_file(tmp_path):
+    weights = {f"dit.blocks.0.ffn.0.{name}.weight": torch.zeros(1) for name in ("linear", "lora_A", "lora_B")}
+    checkpoint.save(tmp_path, checkpoint.State(1, weights, {}, {}), {}, 1)
+    with pytest.raises(ValueError, match="step-0000001 is of adapters: .* part teacher"):
+        export(ExportRun(checkpoint=str(tmp_path), module="dit"))
 
 
 def test_settings_are_checked_at_the_door():

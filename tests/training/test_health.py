@@ -52,6 +52,19 @@ def test_the_best_is_the_most_in_step_of_the_healthy_and_the_later_of_equals():
     assert best(rows({"motion": 0}, {"motion": 9}), TEACHER, CONFIG)["step"] == 20, "or else the latest"
 
 
+def test_what_is_being_written_is_waited_for_before_checkpoints_are_set_aside(tmp_path):
+    """Or a save in the background would end after the run has been stopped, and be gone on from."""
+    save(tmp_path, 10)
+    watch = Watch(replace(CONFIG, patience=2), tmp_path, settle=lambda: steps(tmp_path) == [10] and save(tmp_path, 20))
+    for step in (30, 40):
+        if step == 30:
+            watch.scalars(step, {"grad_norm": 0.0})
+        else:
+            with pytest.raises(HopelessError):
+                watch.scalars(step, {"grad_norm": 0.0})
+    assert steps(tmp_path) == [20], "saved before the first warning"
+
+
 def test_the_rule_says_its_bounds():
     assert "0.5 to 2 times" in CONFIG.rule and "0.1 below" in CONFIG.rule
     with pytest.raises(ValueError, match="patience -1"):

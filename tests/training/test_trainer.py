@@ -69,6 +69,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     assert checkpoint.whole(tmp_path) == checkpoint_before
 
 
+def test_a_schedule_is_measured_from_where_the_run_goes_on(tmp_path, monkeypatch):
+    """Whether it began before the steps that are measured, or between them."""
+    monkeypatch.setattr("time.monotonic", lambda: 60.0)
+    for began in ((20.0, 20), (10.0, 50)):
+        trainer = Trainer(Regression(), TrainConfig(batch=8, seconds=160.0), tmp_path)
+        trainer.step = 100
+        assert trainer._plan(0.0, began) == (60.0, 100)
+        assert trainer.config.steps == 100 + {20: 200, 50: 100}[began[1]]
+
+
 def test_ema_follows_its_formula():
     net = nn.Linear(1, 1)
     ema = EMA(net, 0.5)
