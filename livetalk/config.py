@@ -112,10 +112,11 @@ class InferenceRun:
 class NanoRun:
     """`scripts/train_nano.sh`: VAE, small decoder, judges and audio encoder of the nano family, from rendered clips.
 
-    first, last: stages to run; vae_start, small_decoder_start: weights of earlier runs to begin with; workers:
-    processes that prepare sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames
-    long. frames_from: a folder of rendered clips to train the VAE on, instead of clips rendered for it alone; "own":
-    runs/NAME/frames.
+    first, last: stages to run; vae_start, small_decoder_start, audio_start: weights of earlier runs to begin with (the
+    audio encoder keeps what it says of undisturbed sound, on which a teacher may rest); workers: processes that prepare
+    sound and motion; clips, held_out: clips of the training and dev splits, `frames` frames long. audio_engines: speech
+    engines that the audio encoder hears beside the world's own, audio_others clips of each. frames_from: a folder of
+    rendered clips to train the VAE on, instead of clips rendered for it alone; "own": runs/NAME/frames.
     """
 
     run: str = "train_nano"
@@ -144,6 +145,9 @@ class NanoRun:
     judges_frames: int = 32
     judges_train: TrainConfig = TrainConfig()
     audio: AudioConfig = AudioConfig.nano()
+    audio_start: str = ""
+    audio_engines: tuple[str, ...] = ()
+    audio_others: int = 300
     audio_training: AudioTrainingConfig = AudioTrainingConfig()
     audio_train: TrainConfig = TrainConfig()
 

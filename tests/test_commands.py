@@ -98,6 +98,23 @@ def test_the_debug_chain(command, capsys):
     assert any(Path(shown.splitlines()[-1]).rglob("*.md"))
 
 
+def test_an_audio_encoder_goes_on(command, capsys, caplog):
+    """With another engine beside the world's own; what it said is kept to the figure `keeping`."""
+    caplog.set_level("INFO")
+    alone = [*QUICK["train_nano"], "first=audio", "last=audio", "clips=2"]
+    assert command("train_nano", *alone) == 0
+    weights = "runs/nano-debug/family/audio/weights-00000.safetensors"
+    further = [f"audio_start={weights}", "audio_engines=[tone]", "audio_others=2", "family=further", "name=further"]
+    assert command("train_nano", *alone, *further) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "weights: further" and "keeping" in caplog.text
+    found = json.loads(Path("further/audio/card.json").read_text())["figures"]
+    assert {"named right", "disturbed: named right"} <= found.keys()
+    assert command("train_nano", *alone, "audio_start=none.safetensors", "name=again") == 2
+    assert "none.safetensors" in capsys.readouterr().err
+    assert command("train_nano", *alone, "world.engine=festival", "name=again") == 2
+    assert "festival" in capsys.readouterr().err
+
+
 def test_the_teacher_makes_the_parts_it_lacks(command, capsys, monkeypatch):
     """Only in a world that needs no file; elsewhere the command that makes them is named."""
     asked = []

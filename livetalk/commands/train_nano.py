@@ -41,6 +41,7 @@ from livetalk.training import distributed
 from livetalk.training import small_decoder as small_decoder_training
 from livetalk.training.audio import AudioObjective, LabelledSound
 from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr
+from livetalk.training.disturb import disturbed
 from livetalk.training.small_decoder import SmallDecoderObjective
 from livetalk.training.trainer import TrainConfig, Trainer
 
@@ -55,6 +56,8 @@ name=NAME                checkpoints go to runs/NAME; the same name continues wh
 family=FOLDER            where the finished parts go
 frames_from=FOLDER       clips that train_teacher has rendered (runs/NAME/frames): for stages without truth
 world.face_model=FILE    a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
+audio_start=FILE         weights of an audio encoder that goes on and keeps what it says of undisturbed sound
+audio_engines=[festival] speech engines heard beside the world's own, audio_others=N clips of each
 vae_train.steps=N        and likewise decoder_train, small_decoder_train, judges_train and audio_train
 Without --config: configs/train_nano.yaml where there is a GPU, else configs/train_nano_debug.yaml.
 """
@@ -279,16 +282,42 @@ def train_judges(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device
 
 def train_audio(run: NanoRun, train: Pool, held_out: Pool, folder: Path, device: torch.device) -> None:
     torch.manual_seed(run.audio_train.seed)
-    encoder = AudioEncoder(run.audio).to(device)
+    encoder = AudioEncoder(run.audio)
     heads = AudioHeads(run.audio.channels, SOUND_CLASSES).to(device)
-    sound = train.sound()
-    trainer = Trainer(AudioObjective(encoder, heads, sound, run.audio_training), run.audio_train, folder, device)
+    curves = torch.stack([train.tracks["mouth_open"], train.tracks["mouth_width"]], dim=-1)
+    statistics = curves.mean((0, 1)), curves.std((0, 1))
+    sound, others = train.sound(*statistics), other_engines(run, statistics, device)
+    if run.audio_start:
+        load_into(encoder, tensors_of(run.audio_start))
+    encoder.to(device)
+    if run.audio_start:
+        sound = replace(sound, features=audio_training.spoken(encoder, sound.pcm, sound.frames).half())
+        audio_training.fit_heads(heads, sound.features, sound)
+        if others is not None:
+            others = replace(others, features=audio_training.alike(sound, others, SOUND_CLASSES))
+    objective = AudioObjective(encoder, heads, sound, run.audio_training, others)
+    trainer = Trainer(objective, run.audio_train, folder, device)
     trainer.fit()
     for name, module in (("encoder", encoder), ("heads", heads)):
         module.load_state_dict(weights_of(trainer, name))
-    curves = torch.stack([train.tracks["mouth_open"], train.tracks["mouth_width"]], dim=-1)
-    found = audio_training.figures(encoder, heads, held_out.sound(curves.mean((0, 1)), curves.std((0, 1))))
-    export(run, "audio", run.audio, encoder, trainer, found)
+    quiet = held_out.sound(*statistics)
+    chances = torch.Generator(device).manual_seed(run.audio_train.seed)
+    spoilt = disturbed(quiet.pcm.float(), run.audio_training.disturbances, chances)
+    found = audio_training.figures(encoder, heads, quiet)
+    rough = audio_training.figures(encoder, heads, replace(quiet, pcm=spoilt))
+    export(run, "audio", run.audio, encoder, trainer, found | {f"disturbed: {name}": rough[name] for name in rough})
+
+
+def other_engines(run: NanoRun, statistics: tuple[Tensor, Tensor], device: torch.device) -> LabelledSound | None:
+    """Clips said by run.audio_engines, labelled by the statistics of the world's own; None without such engines."""
+    if not run.audio_engines:
+        return None
+    pools = []
+    for engine in run.audio_engines:
+        with World(replace(run.world, engine=engine), device=device) as world:
+            pools.append(make_pool(world, "train", run.audio_others, run.frames, device, pictures=False))
+    parts = [pool.sound(*statistics) for pool in pools]
+    return LabelledSound(*(torch.cat([getattr(part, name) for part in parts]) for name in ("pcm", "classes", "curves")))
 
 
 def train_nano(run: NanoRun, dry_run: bool = False) -> None:
@@ -385,7 +414,7 @@ def _stage_memory(run: NanoRun, stage: str) -> dict[str, int]:
             # Identity is judged twice: on the frames as they are, and on the spoiled ones that everything else sees.
             return modules[0](shown), modules[0].identity(shown.flatten(0, 1))
         frames = run.audio_training.frames
-        sound = torch.empty(settings.batch, frames * SAMPLES_PER_FRAME, dtype=dtype)
-        return modules[1](modules[0].features(sound, frames))
+        sound = torch.empty(settings.batch, (frames - 1) * SAMPLES_PER_FRAME + run.audio.window, dtype=dtype)
+        return modules[1](modules[0].windows(sound, frames))
 
     return training_rows(stage, modules, settings, activation_bytes(forward, modules, settings.precision))

@@ -1,6 +1,7 @@
 """The audio objective on sound whose samples say their own clip and frame."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,30 +10,46 @@ from torch import nn
 
 from livetalk.geometry import SAMPLES_PER_FRAME
 from livetalk.models.audio import AudioConfig, AudioEncoder, AudioHeads
-from livetalk.training.audio import AudioObjective, AudioTrainingConfig, LabelledSound, figures
+from livetalk.training.audio import (
+    AudioObjective,
+    AudioTrainingConfig,
+    LabelledSound,
+    alike,
+    figures,
+    fit_heads,
+    spoken,
+)
+from livetalk.training.disturb import Disturbances
 
 CLIPS, FRAMES, CLASSES = 2, 20, 40
-CONFIG = AudioTrainingConfig(frames=8, gain=0.0, noise=0.0, curves=1.0)
+STILL = Disturbances(voice=0, line=0, noise=0, quietest=0, loudest=0)
+CONFIG = AudioTrainingConfig(frames=8, curves=1.0, disturbances=STILL)
 
 
-def sound(lag=0):
-    """The class of frame j of clip n is 20 n + j, and so is every sample of it, `lag` frames later."""
-    classes = torch.arange(CLIPS * FRAMES).reshape(CLIPS, FRAMES)
+def sound(lag=0, clips=CLIPS):
+    """The class of frame j of clip n is 20 n + j, and so, in thousandths, is every sample of it, `lag` frames later."""
+    classes = torch.arange(clips * FRAMES).reshape(clips, FRAMES)
     curves = torch.stack([classes, -classes], dim=-1).float() / CLASSES
-    pcm = classes.float().roll(lag, 1).repeat_interleave(SAMPLES_PER_FRAME, 1)
+    pcm = classes.float().roll(lag, 1).repeat_interleave(SAMPLES_PER_FRAME, 1) / 1000
     return LabelledSound(pcm, classes, curves)
 
 
 class Ear(nn.Module):
-    """Stands for the encoder: hears sample j * 1000 at frame j."""
+    """Stands for the encoder: hears sample j * 1000 at frame j, in windows that begin three frames before."""
+
+    config = SimpleNamespace(window=4 * SAMPLES_PER_FRAME, lookahead=SAMPLES_PER_FRAME)
 
     def __init__(self):
         super().__init__()
         self.heard = []
 
     def features(self, pcm, frames):
+        return 1000 * pcm[:, : frames * SAMPLES_PER_FRAME : SAMPLES_PER_FRAME, None]
+
+    def windows(self, pcm, frames):
+        assert pcm.shape[1] == (frames + 3) * SAMPLES_PER_FRAME
         self.heard.append(pcm)
-        return pcm[:, : frames * SAMPLES_PER_FRAME : SAMPLES_PER_FRAME, None]
+        return self.features(pcm[:, 3 * SAMPLES_PER_FRAME :], frames)
 
 
 class Reader(nn.Module):
@@ -55,31 +72,70 @@ def test_label_j_belongs_to_the_sound_at_frame_j():
     assert parts["naming"] > 50 and parts["tracing"] > 0
 
 
-def test_sound_follows_the_last_frame_of_an_excerpt_as_in_the_clip():
+def test_an_excerpt_brings_the_sound_around_it_and_silence_beyond_the_clip():
     ear = Ear()
-    AudioObjective(ear, Reader(), sound(), CONFIG).loss(0, 64, generator())
-    starts = ear.heard[0][:, ::SAMPLES_PER_FRAME]
-    assert torch.equal(starts, starts[:, :1] + torch.arange(CONFIG.frames + 4)), "consecutive, four frames more"
-    assert set((starts[:, 0] % FRAMES).tolist()) == set(range(FRAMES - CONFIG.frames - 4 + 1))
+    AudioObjective(ear, Reader(), sound(), CONFIG).loss(0, 200, generator())
+    heard = (1000 * ear.heard[0][:, ::SAMPLES_PER_FRAME]).round().long()  # [200, 3 before, 8]
+    starts = heard[:, 3]
+    assert set(starts.tolist()) == {20 * clip + j for clip in range(CLIPS) for j in range(FRAMES - CONFIG.frames + 1)}
+    for row, start in zip(heard, starts, strict=True):
+        first = start // FRAMES * FRAMES
+        expected = torch.arange(start - 3, start + CONFIG.frames)
+        assert torch.equal(row, torch.where(expected < first, 0, expected))
 
 
-def test_an_excerpt_as_long_as_its_clip_is_followed_by_silence():
-    ear = Ear()
-    loss, _ = AudioObjective(ear, Reader(), sound(), replace(CONFIG, frames=FRAMES)).loss(0, 4, generator())
+def test_an_excerpt_as_long_as_its_clip():
+    loss, _ = AudioObjective(Ear(), Reader(), sound(), replace(CONFIG, frames=FRAMES)).loss(0, 4, generator())
     assert loss.item() == pytest.approx(0, abs=1e-6)
-    assert not ear.heard[0][:, FRAMES * SAMPLES_PER_FRAME :].any()
-    assert ear.heard[0].shape[1] == (FRAMES + 4) * SAMPLES_PER_FRAME
 
 
-def test_gain_and_noise_stay_in_their_limits():
+def test_sound_is_disturbed():
     ear = Ear()
-    plain = replace(sound(), pcm=torch.ones(CLIPS, FRAMES * SAMPLES_PER_FRAME))
-    AudioObjective(ear, Reader(), plain, replace(CONFIG, gain=6.0)).loss(0, 64, generator())
-    decibels = 20 * ear.heard[0][:, 0].log10()
-    assert -6 <= decibels.min() < -4 and 4 < decibels.max() <= 6
-    AudioObjective(ear, Reader(), plain, replace(CONFIG, noise=0.15)).loss(0, 64, generator())
-    spread = ear.heard[1].std(1)
-    assert spread.min() < 0.02 and 0.1 < spread.max() < 0.16
+    loud = replace(CONFIG, disturbances=replace(STILL, quietest=6, loudest=12))
+    loss, parts = AudioObjective(ear, Reader(), sound(), loud).loss(0, 64, generator())
+    assert parts["naming"] > 10 and (1000 * ear.heard[0]).max() > 2 * CLASSES - 2
+
+
+def test_other_engines_have_their_share():
+    ear = Ear()
+    others = replace(sound(clips=1), pcm=-sound(clips=1).pcm)
+    made = AudioObjective(ear, Reader(), sound(), replace(CONFIG, others=0.25), others)
+    made.loss(0, 40, generator())
+    below = (ear.heard[0] < 0).any(1)
+    assert below.sum() == 10 and below[-10:].all()
+
+
+def test_known_features_are_kept():
+    own = replace(sound(), features=Ear().features(sound().pcm, FRAMES))
+    made = AudioObjective(Ear(), Reader(), own, CONFIG)
+    assert made.loss(0, 64, generator())[1]["keeping"].item() == pytest.approx(0, abs=1e-9)
+    far = AudioObjective(Ear(), Reader(), replace(own, features=own.features + 5), CONFIG)
+    assert far.loss(0, 64, generator())[1]["keeping"].item() > 0.05
+
+
+def test_features_of_what_is_not_known_are_those_of_its_like():
+    dice = generator(3)
+    classes = torch.randint(6, (30, FRAMES), generator=dice)
+    curves = torch.randn(30, FRAMES, 2, generator=dice)
+    known = LabelledSound(torch.zeros(30, 1), classes, curves, features=torch.randn(30, FRAMES, 5, generator=dice))
+    # Said again by somebody else, with the lips a little different.
+    again = replace(known, curves=curves + 0.01 * torch.randn(curves.shape, generator=dice), features=None)
+    order = torch.tensor([7, 3, 20])
+    asked = LabelledSound(torch.zeros(3, 1), again.classes[order], again.curves[order])
+    torch.testing.assert_close(alike(known, asked, 6, count=1), known.features[order])
+    assert alike(known, asked, 6, count=4).std() < known.features.std()
+
+
+def test_heads_are_fitted_to_known_features():
+    dice = generator(4)
+    features = torch.randn(40, FRAMES, 12, generator=dice)
+    classes = features[..., :4].argmax(-1)
+    known = LabelledSound(torch.zeros(40, 1), classes, features[..., 4:6] * 2 + 1)
+    heads = AudioHeads(12, 4)
+    fit_heads(heads, features, known)
+    logits, curves = heads(features)
+    assert (logits.argmax(-1) == classes).float().mean() > 0.9
+    torch.testing.assert_close(curves, known.curves, atol=0.02, rtol=0.02)
 
 
 def test_the_gradient_reaches_the_encoder():
@@ -88,7 +144,8 @@ def test_the_gradient_reaches_the_encoder():
     encoder = AudioEncoder(replace(AudioConfig.nano(), **sizes))
     heads = AudioHeads(encoder.config.channels, CLASSES)
     noisy = replace(sound(), pcm=torch.randn(CLIPS, FRAMES * SAMPLES_PER_FRAME, generator=generator()))
-    AudioObjective(encoder, heads, noisy, CONFIG).loss(0, 2, generator())[0].backward()
+    objective = AudioObjective(encoder, heads, noisy, replace(CONFIG, disturbances=Disturbances()))
+    objective.loss(0, 2, generator())[0].backward()
     assert encoder.model.feature_extractor.conv_layers[0].conv.weight.grad.abs().sum() > 0
     assert all(parameter.grad is not None for parameter in heads.parameters())
 
@@ -106,3 +163,10 @@ def test_figures_of_a_perfect_a_late_and_a_reversed_reading():
     assert late["named right"] == 0 and late["opening Pearson"] < 0.99
     backwards = replace(sound(), curves=-sound().curves)
     assert figures(Ear(), Reader(), backwards)["opening Pearson"] == pytest.approx(-1)
+
+
+def test_features_of_clips_do_not_depend_on_how_many_are_taken_at_once():
+    torch.manual_seed(0)
+    encoder = AudioEncoder(replace(AudioConfig.nano(), hidden=16, layers=1, heads=2, ffn=16, conv_dim=(16,) * 7))
+    pcm = 0.1 * torch.randn(5, 4 * SAMPLES_PER_FRAME, generator=generator())
+    torch.testing.assert_close(spoken(encoder, pcm, 4, chunk=2), encoder.features(pcm, 4).detach())

@@ -188,6 +188,8 @@ def _sentences(config: WorldConfig, split: str, seconds: float, rng) -> Iterator
     second = split.endswith("-voice2")
     speaker = _speaker(config.second_engine if second else config.engine)
     choices = speaker.voices(material(split))
+    if not choices:
+        raise ValueError(f"{speaker.engine} has no voices for split {split}: take another engine, espeak has some")
     voice = choices[rng.integers(len(choices))]
     rate = float(rng.uniform(config.slowest, config.fastest))
     now, cut = float(rng.uniform(0.1, 0.8)), float(rng.uniform(0.15, 0.85))
