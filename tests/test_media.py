@@ -154,6 +154,43 @@ def test_any_common_format(tmp_path, suffix):
     assert abs(spectrum.argmax() * 16000 / 6000 - 440) < 5
 
 
+def test_sound_of_unknown_length_is_read_whole(tmp_path):
+    """Written to a pipe, so that the head could not be filled in."""
+    soundfile.write(tmp_path / "a.wav", tone(0.6, 16000), 16000)
+    for kind in ("wav", "flac", "aiff"):
+        found = ffmpeg("-i", str(tmp_path / "a.wav"), "-f", kind, "pipe:1")
+        (tmp_path / f"b.{kind}").write_bytes(found)
+        assert len(read_audio(tmp_path / f"b.{kind}")) == 9600
+
+
+def test_an_mp3_of_any_kind_is_read_to_its_end(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(3, 16000), 16000)
+    for name, settings in {"vbr": ["-write_xing", "0", "-q:a", "4"], "tagged": ["-q:a", "4"], "even": []}.items():
+        ffmpeg("-i", str(tmp_path / "a.wav"), *settings, str(tmp_path / f"{name}.mp3"))
+        assert 48_000 <= len(read_audio(tmp_path / f"{name}.mp3")) < 48_000 + 2500
+
+
+@pytest.mark.parametrize("kind", ["wav", "aiff", "flac"])
+def test_a_sound_that_is_cut_off_is_refused(tmp_path, kind):
+    soundfile.write(tmp_path / f"a.{kind}", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    whole = (tmp_path / f"a.{kind}").read_bytes()
+    (tmp_path / f"half.{kind}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is (cut off|damaged) .*: copy or export it again") as caught:
+        read_audio(tmp_path / f"half.{kind}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.raw", "a.mp3", "a.txt", "a"])
+def test_what_a_sound_is_called_says_nothing(tmp_path, name, capfd):
+    soundfile.write(tmp_path / "a.wav", tone(0.1, 16000), 16000)
+    (tmp_path / name).write_bytes((tmp_path / "a.wav").read_bytes())
+    assert len(read_audio(tmp_path / name)) == 1600
+    (tmp_path / name).write_bytes(b"not a sound" * 2000)
+    with pytest.raises(ValueError, match="no sound that can be read"):
+        read_audio(tmp_path / name)
+    assert capfd.readouterr() == ("", ""), "libraries keep quiet: the complaint is ours to make"
+
+
 def test_bad_sounds_are_refused_in_one_line(tmp_path):
     soundfile.write(tmp_path / "none.wav", np.zeros(0, np.float32), 16000)
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan, 0], np.float32), 16000, subtype="FLOAT")
