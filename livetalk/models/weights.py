@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # Files from before PyTorch 1.6 are no archives, and cannot be mapped.
+        found = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole file of weights ({reason}): delete it and {DOWNLOAD}") from error

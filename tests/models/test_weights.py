@@ -262,6 +262,11 @@ def test_files_that_are_not_whole_are_named_with_the_remedy(tmp_path, name):
         list(tensors_of(tmp_path / "folder"))
 
 
+def test_a_pickle_of_the_old_format_is_read(tmp_path):
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(dict(tensors_of(tmp_path))["a"], torch.arange(3.0))
+
+
 def test_pickles_that_are_not_weights_are_refused(tmp_path):
     path = tmp_path / "w.pt"
     torch.save({"model": {"a": torch.ones(1)}}, path)
