@@ -1,19 +1,16 @@
 """Two processes against one: the same gradients, other random numbers, one writer."""
 
 import os
-import socket
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from livetalk.training import checkpoint, distributed
 from livetalk.training.trainer import TrainConfig, Trainer
+from tests.training.pairs import in_pairs, join
 
 CONFIG = TrainConfig(steps=6, batch=8, warmup=1, lr=0.05, precision="fp32", ema=0.5, log_every=1, save_every=3)
 
@@ -48,12 +45,7 @@ def train(folder):
 
 def work(rank, port, folder):
     """One of two processes, as torchrun would start it."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # A process that dies must fail the test, not hang it.
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    assert distributed.join(torch.device("cpu")) == torch.device("cpu")
+    join(rank, port)
     result = {"ranks": distributed.ranks(), "agreed": distributed.agreed(10 + rank, torch.device("cpu"))}
     result["generator"] = torch.rand(2, generator=torch.Generator().manual_seed(distributed.seed(3)))
     with pytest.raises(ValueError, match="batch 7 does not split over 2"):
@@ -76,15 +68,6 @@ def work_captured(rank, port, folder):
         nets.append({name: value.cpu() for name, value in objective.net.state_dict().items()})
     torch.save(nets, Path(folder) / f"{rank}.pt")
     distributed.leave()
-
-
-def in_pairs(act, folder):
-    """Runs act(rank, port, folder) in two processes; returns what they left."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(act, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")

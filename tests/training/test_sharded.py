@@ -1,17 +1,12 @@
 """Networks spread over two processes against one: the same numbers, and never whole weights."""
 
 import json
-import logging
-import os
-import socket
+import shutil
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -24,6 +19,7 @@ from livetalk.training.sharding import Sharding
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
 from tests.models.test_dit import TINY, clip, tiny
 from tests.training import test_buckets, test_dmd, test_ode
+from tests.training.pairs import in_pairs, join
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(
@@ -34,12 +30,14 @@ CRITIC = Learning(lr=1e-3, warmup=0)
 
 
 class Recorded(Trainer):
-    """Keeps the gradients, put together, of every turn."""
+    """Keeps the gradients of every turn."""
+
+    gradients = ()
 
     def _descend(self, player, *others):
         out = super()._descend(player, *others)
-        grads = {name: sharding.whole(p.grad) for name, p in player.modules.named_parameters() if p.grad is not None}
-        self.gradients = [*vars(self).get("gradients", []), grads]
+        grads = {name: p.grad.clone() for name, p in player.modules.named_parameters() if p.grad is not None}
+        self.gradients = [*self.gradients, grads]
         return out
 
 
@@ -58,28 +56,33 @@ def trainer_of(kind, folder, config, kept=Trainer):
 
 def run(kind, folder, config, kept=Trainer):
     trainer = trainer_of(kind, folder, config, kept)
-    scalars = trainer.fit()
+    trainer.fit()
+    return results(trainer)
+
+
+def results(trainer):
+    """What a run came to: this process's part of it."""
     weights = trainer.modules.state_dict() | {f"ema.{name}": value for name, value in trainer.weights().items()}
-    found = {name: sharding.whole(value) for name, value in weights.items()}
-    return {"scalars": scalars, "weights": found, "gradients": vars(trainer).get("gradients", []), "step": trainer.step}
+    turns = trainer.gradients if isinstance(trainer, Recorded) else []
+    return {
+        "scalars": trainer.scalars,
+        "weights": {name: sharding.local(value) for name, value in weights.items()},
+        "gradients": [{name: sharding.local(value) for name, value in turn.items()} for turn in turns],
+        "step": trainer.step,
+    }
 
 
-def join(rank, port):
-    torch.set_num_threads(1)
-    logging.disable(logging.INFO)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    distributed.join(CPU)
+def together(pair, kind):
+    """The results of two processes that have halves of everything, as wholes; scalars are each one's own."""
+    halves = [one[kind] for one in pair]
 
+    def joined(first, second):
+        assert first.keys() == second.keys()
+        return {name: torch.cat([value, second[name]]) for name, value in first.items()}
 
-def in_pairs(act, folder, *more):
-    """Runs act(rank, port, folder, *more) in two processes; returns what they left."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(act, (port, str(folder), *more), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    turns = zip(*(half["gradients"] for half in halves), strict=True)
+    whole = {"weights": joined(*(half["weights"] for half in halves)), "gradients": [joined(*turn) for turn in turns]}
+    return [half | whole for half in halves]
 
 
 @pytest.fixture
@@ -115,21 +118,32 @@ def both_ways(attend):
 
 
 def work(rank, port, folder):
-    """One of two processes: trains both objectives, in one go and with a stop, and says how much it held."""
+    """One of two processes: trains in one go, or with a stop, and says how much it held."""
     join(rank, port)
     folder, found = Path(folder), {}
+    for kind in ("ode", "buckets"):
+        found[kind] = run(kind, folder / kind, replace(CONFIG, save_every=9), Recorded)
+    found["rows"] = [both_ways(attend) for attend in (FullAttention(), BlockCausal(3))]
+    found |= stopped(folder / "dmd", folder / "stopped", rank)
+    distributed.leave()
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def stopped(folder, aside, rank):
+    """A run of DMD that stops after two steps, its checkpoint copied aside, and goes on."""
     gathered = []
     plain = DTensor.full_tensor
     DTensor.full_tensor = lambda self, **given: gathered.append(self.numel()) or plain(self, **given)
-    for kind in ("ode", "dmd", "buckets"):
-        found[kind] = run(kind, folder / kind, CONFIG, Recorded)
-    found["rows"] = [both_ways(attend) for attend in (FullAttention(), BlockCausal(3))]
-    gathered.clear()
-    trainer = trainer_of("dmd", folder / "stopped", replace(CONFIG, until=2))
-    trainer.fit()
-    found["gathered"], found["share"] = max(gathered), parts_of(trainer)
-    distributed.leave()
-    torch.save(found, folder / f"{rank}.pt")
+    first = trainer_of("dmd", folder, replace(CONFIG, until=2), Recorded)
+    first.fit()
+    found = {"gathered": max(gathered), "share": parts_of(first)}
+    if rank == 0:
+        shutil.copytree(folder, aside)
+    distributed.wait()
+    second = trainer_of("dmd", folder, CONFIG, Recorded)
+    second.fit()
+    before, whole = results(first), results(second)
+    return found | {"dmd": whole | {"gradients": before["gradients"] + whole["gradients"]}}
 
 
 @pytest.fixture(scope="module")
@@ -141,18 +155,19 @@ def pair(tmp_path_factory):
 def close(found, wanted, atol=1e-6):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert torch.allclose(found[name], value, rtol=1e-4, atol=atol), name
+        assert found[name].shape == value.shape and torch.allclose(found[name], value, rtol=1e-4, atol=atol), name
 
 
 @pytest.mark.parametrize("kind", ["ode", "dmd", "buckets"])
 def test_two_processes_train_as_one(kind, pair, tmp_path, alone):
     one = run(kind, tmp_path, CONFIG, Recorded)
-    for two in pair[1]:
-        assert two[kind]["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
-        close(two[kind]["weights"], one["weights"])
-        assert len(two[kind]["gradients"]) == len(one["gradients"]) == {"ode": 3, "dmd": 4, "buckets": 3}[kind]
-        for found, wanted in zip(two[kind]["gradients"], one["gradients"], strict=True):
-            close(found, wanted)
+    first, second = together(pair[1], kind)
+    for two in (first, second):
+        assert two["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
+    close(first["weights"], one["weights"])
+    assert len(first["gradients"]) == len(one["gradients"]) == {"ode": 3, "dmd": 4, "buckets": 3}[kind]
+    for found, wanted in zip(first["gradients"], one["gradients"], strict=True):
+        close(found, wanted)
 
 
 @pytest.mark.parametrize("attend", [0, 1], ids=["full", "block-causal"])
@@ -175,9 +190,9 @@ def test_two_that_share_every_sample_train_as_one(tmp_path, alone):
     pairs = in_pairs(share, tmp_path)
     for kind in ("ode", "dmd"):
         one = run(kind, tmp_path / kind, TWO, Recorded)
-        for two in pairs:
-            assert two[kind]["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
-            for found, wanted in zip(two[kind]["gradients"], one["gradients"], strict=True):
+        for two in together(pairs, kind):
+            assert two["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
+            for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
                 close(found, wanted)
 
 
@@ -202,14 +217,14 @@ def test_a_run_saved_on_two_goes_on_on_one(pair, tmp_path, alone):
     folder = pair[0] / "stopped"
     assert [path.name for path in checkpoint.whole(folder)] == ["step-0000002"]
     one = run("dmd", folder, CONFIG)
-    whole = pair[1][0]["dmd"]
+    whole = together(pair[1], "dmd")[0]
     assert one["step"] == 3
     close(one["weights"], whole["weights"])
 
 
 def go_on(rank, port, folder):
     join(rank, port)
-    found = run("dmd", Path(folder) / "run", CONFIG)
+    found = {"dmd": run("dmd", Path(folder) / "run", CONFIG)}
     distributed.leave()
     torch.save(found, Path(folder) / f"{rank}.pt")
 
@@ -218,9 +233,9 @@ def go_on(rank, port, folder):
 def test_and_from_one_on_two(pair, tmp_path, alone):
     run("dmd", tmp_path / "run", replace(CONFIG, until=2))
     distributed.leave()
-    for two in in_pairs(go_on, tmp_path):
+    for two in together(in_pairs(go_on, tmp_path), "dmd"):
         assert two["step"] == 3
-        close(two["weights"], pair[1][0]["dmd"]["weights"])
+        close(two["weights"], together(pair[1], "dmd")[0]["weights"])
 
 
 def test_a_stop_changes_nothing_to_the_bit(tmp_path, alone):
