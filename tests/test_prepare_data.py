@@ -161,8 +161,23 @@ def files(name: str) -> dict[str, bytes]:
     return {str(path.relative_to(f"runs/{name}")): path.read_bytes() for path in Path(f"runs/{name}").rglob("*.*")}
 
 
+def unlook(videos: int) -> None:
+    """Runs/a as it was before it looked at some videos: the good ones and others."""
+    root = Path("runs/a")
+    for path in root.iterdir():
+        if path.name != "curation":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = {path: json.loads(path.read_text()) for path in root.glob("curation/sources/*.json")}
+    good_first = sorted(found, key=lambda path: (not any(one["kept"] for one in found[path]), found[path][0]["source"]))
+    for path in good_first[:videos]:
+        made = [made for one in found[path] for made in root.glob(f"curation/*/{one['clip']}.*")]
+        assert made or not any(one["kept"] for one in found[path])
+        for file in (path, *made):
+            file.unlink()
+
+
 def test_it_goes_on_where_it_stopped(footage, family, prepared, monkeypatch):
-    """Stopped after two videos; then while it encodes."""
+    """Stopped after two of four videos that are left; then while it encodes."""
     done = []
 
     def two(path, task, tools):
@@ -172,12 +187,12 @@ def test_it_goes_on_where_it_stopped(footage, family, prepared, monkeypatch):
         return do_source(path, task, tools)
 
     whole, run = files("a"), settings(footage, family, "features=features")
-    shutil.rmtree("runs/a")
+    unlook(4)
     with monkeypatch.context() as patch:
         patch.setattr(command, "do_source", two)
         with pytest.raises(KeyboardInterrupt):
             prepare_data(run)
-    assert len(list(Path("runs/a/curation/sources").glob("*.json"))) == 2 and not Path("runs/a/clips").exists()
+    assert len(list(Path("runs/a/curation/sources").glob("*.json"))) == 7 and not Path("runs/a/clips").exists()
     with monkeypatch.context() as patch:
         patch.setattr(encoded, "encode_excerpt", None)
         with pytest.raises(TypeError):
@@ -199,9 +214,13 @@ def test_several_processes_and_several_machines_make_the_same(footage, family, p
     assert files("a") == files("b") == files("c")
 
 
-def test_improved_references_and_captions(footage, family):
-    run = settings(footage, family, f"improve={CARTOON}:brighter", f"prompts={CARTOON}:caption", "name=b")
-    prepare_data(run)
+def test_improved_references_and_captions(footage, prepared, family):
+    good = Path("good")
+    good.mkdir()
+    for path in (footage / "good a.mp4", footage / "good-uneven.mkv"):
+        (good / path.name).symlink_to(path)
+    own = (f"improve={CARTOON}:brighter", f"prompts={CARTOON}:caption", "name=b", "held_out=0")
+    prepare_data(settings(good, family, *own))
     clips = encoded.load(Path("runs/b/clips"))
     assert set(clips.prompts) == {f"A disc speaks for {FRAMES} frames."}
     assert clips.references.shape == (2, 16, 1, 8, 8) and not torch.equal(clips.references, clips.latents[:, :, :1])
@@ -209,8 +228,8 @@ def test_improved_references_and_captions(footage, family):
     rows = read_manifest("runs/b/conditions.txt")
     assert all("improved" in row[1] and read_image(row[1]).size == (128, 128) for row in rows)
     with pytest.raises(ValueError, match="no clip .* can be kept"):
-        prepare_data(replace(run, name="c", improve=f"{CARTOON}:somebody_else"))
-    wrong = [record["reasons"][0] for record in lines("c") if "figures" in record]
+        prepare_data(settings(footage, family, f"improve={CARTOON}:somebody_else"))
+    wrong = [record["reasons"][0] for record in lines() if "figures" in record]
     assert [reason["detail"][:8] for reason in wrong if reason["reason"] == "reference"] == ["identity"] * 3
 
 
@@ -281,7 +300,7 @@ def test_training_takes_prepared_clips(once, prepared, family, capsys):
         train_teacher(replace(run, name="b"))
 
 
-def test_mistakes(footage, family, tmp_path):
+def test_mistakes(footage, prepared, family, tmp_path):
     (tmp_path / "empty").mkdir()
     base = settings(footage, family)
     for wrong, reason in (
