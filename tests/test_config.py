@@ -101,6 +101,21 @@ def test_wrong_arguments_are_refused_in_one_line_that_names_them(argument):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("run", "argument"),
+    [
+        *(("train_nano", f"{key}=0") for key in ("vae.base_dim", "vae.res_blocks", "audio.hidden", "audio.heads")),
+        *(("train_nano", f"audio.{key}=-1") for key in ("layers", "ffn", "pos_kernel")),
+        *(("train_teacher", f"dit.{key}=0") for key in ("dim", "heads", "layers", "in_channels", "text_dim")),
+        *(("train_teacher", f"dit.{key}=-1") for key in ("ffn_dim", "out_channels", "freq_dim", "audio_dim")),
+        *(("train_teacher", f"text.{key}=-1") for key in ("dim", "heads", "head_dim", "vocab", "buckets", "length")),
+    ],
+)
+def test_networks_of_no_size_are_refused_by_name(run, argument):
+    with pytest.raises(ValueError, match=argument.split(".")[1]):
+        load(run=run, overrides=[argument])
+
+
 WRONG_FILES = {
     "": "empty or not a mapping",
     "- a": "not a mapping",

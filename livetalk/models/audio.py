@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from livetalk.geometry import SAMPLES_PER_FRAME, clip_frames
+from livetalk.models.sizes import at_least
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -49,6 +50,11 @@ class AudioConfig:
     lookahead: int = 0
 
     def __post_init__(self) -> None:
+        at_least(1, self, "hidden", "layers", "heads", "ffn", "conv_dim", "pos_kernel", "pos_groups")
+        if self.hidden % self.heads or self.hidden % self.pos_groups:
+            raise ValueError(
+                f"audio width {self.hidden} does not split into {self.heads} heads and {self.pos_groups} groups"
+            )
         if self.kind not in ("clip", "window"):
             raise ValueError(f"audio kind {self.kind!r} is not known: use 'clip' or 'window'")
         if self.kind == "window":

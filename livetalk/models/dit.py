@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from livetalk.conditions import Conditions
 from livetalk.geometry import LATENT_CHANNELS, PATCH, TIME_STRIDE
 from livetalk.models.attention import Attend, Grid, View, attention
+from livetalk.models.sizes import at_least
 
 MODULATIONS = 6
 
@@ -44,6 +45,13 @@ class DiTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        at_least(1, self, "dim", "ffn_dim", "heads", "layers", "out_channels", "text_dim", "text_len", "freq_dim")
+        at_least(0, self, "audio_dim", "audio_hidden")
+        if self.in_channels not in (LATENT_CHANNELS, 2 * LATENT_CHANNELS + 1):
+            raise ValueError(
+                f"in_channels={self.in_channels}: {LATENT_CHANNELS} of noisy latents, or "
+                f"{2 * LATENT_CHANNELS + 1} with the reference image and its mask"
+            )
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ValueError(f"width {self.dim} does not split into {self.heads} heads of even width")
 

@@ -20,6 +20,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from livetalk.models.sizes import at_least
+
 PAD, END = "<pad>", "</s>"
 
 
@@ -37,6 +39,9 @@ class TextConfig:
     max_distance: int = 128
     length: int = 512
     fix_text: bool = True
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "dim", "heads", "head_dim", "ffn", "layers", "vocab", "buckets", "max_distance", "length")
 
     @classmethod
     def umt5_xxl(cls) -> TextConfig:

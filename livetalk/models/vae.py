@@ -15,6 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from livetalk.models.sizes import at_least
 from livetalk.models.vae_layers import (
     CausalConv3d,
     ChannelNorm,
@@ -54,6 +55,7 @@ class VAEConfig:
     latents_std: tuple[float, ...] = PUBLISHED_STD
 
     def __post_init__(self):
+        at_least(1, self, "base_dim", "z_dim", "multipliers", "res_blocks")
         if len(self.temporal_downsample) != len(self.multipliers) - 1:
             raise ValueError(
                 f"temporal_downsample {self.temporal_downsample} needs one entry fewer than multipliers "
