@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +19,8 @@ from torch.distributed.tensor import DTensor
 
 log = logging.getLogger(__name__)
 PATIENCE = timedelta(hours=1)  # while the first process looks at a checkpoint, the others wait
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Timed out waiting")
+"""Of what is said, by gloo or NCCL, where another process is gone."""
 BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 
 
@@ -105,12 +110,55 @@ def means(scalars: dict[str, float], device: torch.device) -> dict[str, float]:
 def failing(where: Callable[[], str]) -> Iterator[None]:
     """Says which process an error ends, and `where`: of several, a launcher shows no more than the first that died.
 
-    A process that is killed says nothing; the others notice when they next exchange something, and torchrun names it.
+    A process that is killed says nothing. The others notice when they next exchange something, or are stopped by the
+    launcher, which noticed before; they name it, and exit with status 1, without a traceback, which would tell where
+    they waited.
     """
     try:
         yield
     except RuntimeError as error:
-        if ranks() > 1:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.error("process %d of %d stops, %s: %s", rank(), ranks(), where(), reason)
+        if ranks() == 1:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # gloo begins with a line of its source and ends with advice.
+        reason = re.sub(r"^\[\S+\] ", "", reason).partition(". ")[0]
+        log.error("process %d of %d stops, %s: %s", rank(), ranks(), where(), reason)
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        _blame(silent())
+        raise SystemExit(1) from error
+    except SystemExit:
+        if ranks() > 1 and (lost := silent()):
+            log.error("process %d of %d is stopped, %s", rank(), ranks(), where())
+            _blame(lost)
         raise
+
+
+def _blame(lost: list[int]) -> None:
+    if lost:
+        several = f"processes {', '.join(map(str, lost))} are" if len(lost) > 1 else f"process {lost[0]} is"
+        log.error("%s gone: killed, perhaps for memory, or the machine is lost. Start the same command again", several)
+
+
+def silent(patience: float = 3.0) -> list[int]:
+    """Processes that do not say within `patience` seconds that they are there; [] where that cannot be known.
+
+    To be called by all that are left. Waiting, they also leave the launcher time to see who died first; it would end
+    them meanwhile.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        brief = timedelta(seconds=patience)
+        store = dist.TCPStore(*address, is_master=False, timeout=brief, wait_for_workers=False)
+        sign = f"there {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store.set(f"{sign} {rank()}", "")
+        missing, until = list(range(ranks())), time.monotonic() + patience
+        while missing and time.monotonic() < until:
+            missing = [one for one in missing if not store.check([f"{sign} {one}"])]
+            time.sleep(0.05)
+        return missing
+    except (KeyError, RuntimeError):  # no launcher, or the store was the lost process's
+        return []
+    finally:
+        signal.signal(signal.SIGTERM, before)

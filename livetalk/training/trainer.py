@@ -310,7 +310,8 @@ class Trainer:
         before more is saved. Both in the first process alone; but a sharded run evaluates in every process, since
         passes need all of them.
         """
-        with distributed.failing(lambda: f"at step {self.step} of {self.folder}; the same command goes on from there"):
+        remedy = "the same command goes on from the last whole checkpoint"
+        with distributed.failing(lambda: f"at step {self.step} of {self.folder}; {remedy}"):
             return self._fit(evaluate, watch)
 
     def _fit(self, evaluate: Callable[[int], dict] | None, watch: Callable | None) -> dict[str, float]:

@@ -22,6 +22,7 @@ def kill(*_, **__):
 def main():
     folder, when = Path(sys.argv[1]), sys.argv[2]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as livetalk/cli.py does
     torch.set_num_threads(1)
     distributed.join(torch.device("cpu"))
     trainer = trainer_of("ode", folder, replace(CONFIG, steps=6))

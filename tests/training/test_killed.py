@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_it_stops_names_the_process_and_goes_on(when, tmp_path):
     assert died.returncode == 1
     root = died.stderr.partition("Root Cause")[2]
     assert "rank      : 1" in root and "SIGKILL" in root, died.stderr[-3000:]
+    first, second = (line for line in died.stderr.splitlines() if line.startswith("process "))
+    assert re.match(
+        "process 0 of 2 (stops|is stopped), at step [34] of .*; the same command goes on from the last", first
+    )
+    assert (
+        second == "process 1 is gone: killed, perhaps for memory, or the machine is lost. Start the same command again"
+    )
+    assert "[rank0]: Traceback" not in died.stderr
     assert [path.name for path in checkpoint.whole(tmp_path)] == ["step-0000002"]
     again = launch(tmp_path, "never")
     assert again.returncode == 0 and "done at step 6" in again.stdout, again.stderr[-3000:]
@@ -39,8 +48,18 @@ def test_an_error_says_whose_it_is_and_where(monkeypatch, caplog):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 3)
     monkeypatch.setattr(dist, "get_world_size", lambda: 8)
-    with caplog.at_level(logging.ERROR), pytest.raises(RuntimeError, match="closed"):
+    with caplog.at_level(logging.ERROR), pytest.raises(RuntimeError, match="memory"):
         with distributed.failing(lambda: "at step 7"):
-            raise RuntimeError("Connection closed by peer\nand more")
-    assert "process 3 of 8 stops, at step 7: Connection closed by peer" in caplog.text
+            raise RuntimeError("CUDA out of memory\nand more")
+    assert "process 3 of 8 stops, at step 7: CUDA out of memory" in caplog.text
     assert "and more" not in caplog.text
+
+
+def test_where_the_others_cannot_be_asked_nobody_is_blamed(monkeypatch, caplog):
+    monkeypatch.setattr(distributed, "ranks", lambda: 8)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as left:
+        with distributed.failing(lambda: "at step 7"):
+            raise RuntimeError("[/a/pair.cc:553] Connection closed by peer [::1]:7. This is typically caused by")
+    assert left.value.code == 1
+    assert caplog.messages == ["process 0 of 8 stops, at step 7: Connection closed by peer [::1]:7"]
