@@ -19,7 +19,7 @@ from livetalk.training import checkpoint
 from tests.test_train_buckets import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 TORCHRUN = "torch.distributed.run"
 
@@ -50,7 +50,14 @@ def ended(running: subprocess.Popen) -> str:
 
 
 def by_accelerate(folder: Path, name: str, *words: str) -> list[str]:
-    return [ended(start(folder, [*ACCELERATE, "--main_process_port", str(free_port())], name, *words))]
+    alone = ["--num_machines", "1", "--main_process_port", str(free_port())]
+    return [ended(start(folder, [*ACCELERATE, *alone], name, *words))]
+
+
+def by_accelerate_on_two_nodes(folder: Path, name: str, *words: str) -> list[str]:
+    meet = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    nodes = [start(folder, [*ACCELERATE, *meet, "--machine_rank", str(rank)], name, *words) for rank in range(2)]
+    return [ended(node) for node in nodes]
 
 
 def on_two_nodes(folder: Path, name: str, *words: str) -> list[str]:
@@ -73,10 +80,13 @@ def student(name: str) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+LAUNCHERS = {"accelerate": by_accelerate, "accelerate-nodes": by_accelerate_on_two_nodes, "nodes": on_two_nodes}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("train.shard=true", "train.at_once=1"), ()], ids=["shard", "plain"])
-def test_both_launchers_train_the_same_student(folder, words):
-    for name, launch in (("accelerate", by_accelerate), ("nodes", on_two_nodes)):
+def test_all_launchers_train_the_same_student(folder, words):
+    for name, launch in LAUNCHERS.items():
         told = [line for out in launch(folder, name, *words) for line in out.splitlines()]
         assert len([line for line in told if line.startswith("use it: bash scripts/inference.sh")]) == 1, told
         whole = checkpoint.whole(Path("runs") / name / "dmd")
@@ -84,7 +94,7 @@ def test_both_launchers_train_the_same_student(folder, words):
         assert json.loads(Path(f"families/{name}/student/card.json").read_text())["steps"] == 2
     if words:
         ended(start(folder, [], "one", *words))
-    first, *others = (student(name) for name in ("accelerate", "nodes", *(["one"] if words else [])))
+    first, *others = (student(name) for name in (*LAUNCHERS, *(["one"] if words else [])))
     before = load_file(next(Path("family/student").glob("*.safetensors")))
     assert any(not torch.equal(value, before[name]) for name, value in first.items())
     for other in others:
