@@ -37,7 +37,9 @@ def test_what_the_command_refuses(capsys, monkeypatch):
     assert "at least 16" in refused(capsys, "host=0.0.0.0", "token=short")
     assert "did you mean 'sessions'" in refused(capsys, "sesions=2")
     assert "port=70000" in refused(capsys, "port=70000")
-    assert "is no address of this machine" in refused(capsys, "host=nowhere.invalid", "token=" + 16 * "a")
+    for token in ((), ("token=" + 16 * "a",)):
+        told = refused(capsys, "host=nowhere.invalid", *token)
+        assert "host=nowhere.invalid is no address of this machine" in told and "token" not in told
     monkeypatch.setenv(command.TOKEN_VARIABLE, "short")
     assert "at least 16" in refused(capsys, "host=0.0.0.0")
     with socket.socket() as taken:

@@ -39,6 +39,8 @@ READ_S = 15.0
 LAG_S = 0.5
 DECODERS = 2
 """Pictures that are decoded at the same time."""
+PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/api/setup"})
+"""Asked every second by whoever watches a server: logged only where they fail."""
 
 PROMPTS = (
     "calm, attentive, small nods while speaking",
@@ -226,7 +228,12 @@ async def _counted(studio: Studio, request: Request, follow) -> Response:
     route = request.scope["route"].path if "route" in request.scope else "none"
     studio.metrics.requests.labels(request.method, route, response.status_code).inc()
     told = {"method": request.method, "route": route, "status": response.status_code}
-    log.info("request", extra=told | {"ms": round(1000 * (time.perf_counter() - began), 1)})
+    quiet = route in PROBES and response.status_code < 400
+    log.log(
+        logging.DEBUG if quiet else logging.INFO,
+        "request",
+        extra=told | {"ms": round(1000 * (time.perf_counter() - began), 1)},
+    )
     return response
 
 

@@ -15,7 +15,7 @@ from livetalk.realtime.server.app import make_app
 from livetalk.realtime.server.call import MakesTalkers, Studio
 from livetalk.realtime.server.faces import BUNDLED, Faces
 from livetalk.realtime.server.metrics import Metrics
-from livetalk.realtime.server.settings import ServeRun
+from livetalk.realtime.server.settings import ServeRun, resolved
 from livetalk.realtime.server.turns import Turns
 from livetalk.streaming.performer import Performer
 
@@ -30,10 +30,7 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises ValueError where that cannot be."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise ValueError(f"host={host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for all") from error
+    family, kind, protocol, _, address = resolved(host, port)
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass, field
 
 from livetalk.geometry import Geometry
@@ -134,7 +135,9 @@ class ServeRun:
         return self.host == "localhost" or (address is not None and address.is_loopback)
 
     def check_door(self) -> None:
-        """Raises ValueError where others than this machine can come in and no token is asked of them."""
+        """Raises ValueError for a host that cannot be found, and where others than this machine can come in and no
+        token is asked of them."""
+        resolved(self.host, self.port)
         if self.token:
             return
         remedy = "give token=..., or put it into the environment variable LIVETALK_TOKEN"
@@ -142,6 +145,14 @@ class ServeRun:
             raise ValueError(f"host={self.host} can be reached by others, and no token is set: {remedy}")
         if self.names:
             raise ValueError(f"names={list(self.names)} let others in through a proxy, and no token is set: {remedy}")
+
+
+def resolved(host: str, port: int) -> tuple:
+    """Where to listen, as socket.getaddrinfo tells it. Raises ValueError for a host that has no address."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise ValueError(f"host={host} is no address of this machine: use 127.0.0.1, or 0.0.0.0 for all") from error
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -64,6 +64,21 @@ def test_only_what_is_public_is_public(server):
     assert "script-src 'self'" in HEADERS["Content-Security-Policy"] and "unsafe" not in str(HEADERS)
 
 
+def test_probes_are_logged_only_where_they_fail(server, caplog):
+    caplog.set_level("INFO", "livetalk.realtime.server.app")
+    for path in ("/healthz", "/readyz", "/metrics", "/api/setup"):
+        assert fetch(server.address, path, headers=BEARER)[0] == 200
+    assert not caplog.records
+    assert fetch(server.address, "/metrics")[0] == 401 and fetch(server.address, "/", headers=BEARER)[0] == 200
+    desk = server.app.state.desk
+    desk.closing = True
+    try:
+        assert fetch(server.address, "/readyz")[0] == 503
+    finally:
+        desk.closing = False
+    assert [(record.status, record.route) for record in caplog.records] == [(401, "none"), (200, "/"), (503, "/readyz")]
+
+
 def test_the_page_and_what_it_loads(server):
     status, headers, index = fetch(server.address, "/")
     assert status == 200 and headers["content-type"].startswith("text/html")
