@@ -114,8 +114,10 @@ def failing(where: Callable[[], str]) -> Iterator[None]:
     launcher, which noticed before; they name it, and exit with status 1, without a traceback, which would tell where
     they waited.
     """
+    ended = False
     try:
         yield
+        ended = True
     except RuntimeError as error:
         if ranks() == 1:
             raise
@@ -132,6 +134,9 @@ def failing(where: Callable[[], str]) -> Iterator[None]:
             log.error("process %d of %d is stopped, %s", rank(), ranks(), where())
             _blame(lost)
         raise
+    finally:
+        if not ended and ranks() > 1:
+            _store_of_signs()  # whatever it was, this process tells of it itself
 
 
 def _blame(lost: list[int]) -> None:
@@ -148,17 +153,28 @@ def silent(patience: float = 3.0) -> list[int]:
     """
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        brief = timedelta(seconds=patience)
-        store = dist.TCPStore(*address, is_master=False, timeout=brief, wait_for_workers=False)
-        sign = f"there {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        store.set(f"{sign} {rank()}", "")
-        missing, until = list(range(ranks())), time.monotonic() + patience
+        store = _store_of_signs()
+        missing, until = list(range(ranks())) if store else [], time.monotonic() + patience
         while missing and time.monotonic() < until:
-            missing = [one for one in missing if not store.check([f"{sign} {one}"])]
+            missing = [one for one in missing if not store.check([str(one)])]
             time.sleep(0.05)
         return missing
-    except (KeyError, RuntimeError):  # no launcher, or the store was the lost process's
+    except RuntimeError:  # the store went with the lost process
         return []
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _store_of_signs() -> dist.Store | None:
+    """Where processes that fail say that they are still there, this one among them; None where there is none."""
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return None
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        tcp = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=2), wait_for_workers=False)
+        # The launcher's store outlives its attempts.
+        store = dist.PrefixStore(f"there {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+        store.set(str(rank()), "")
+    except RuntimeError:
+        return None
+    return store

@@ -435,10 +435,10 @@ class Trainer:
 
     def _check(self, scalars: dict[str, float]) -> None:
         """Raises FloatingPointError unless all are finite, before anything is saved."""
-        if not all(math.isfinite(value) for value in scalars.values()):
+        if wild := [f"{name} {value}" for name, value in scalars.items() if not math.isfinite(value)]:
             raise FloatingPointError(
-                f"step {self.step}: {scalars} is not finite; the last good checkpoint in {self.folder} is kept. "
-                "Resume with a lower learning rate"
+                f"step {self.step}: not finite: {', '.join(wild)}; the last good checkpoint in {self.folder} is kept. "
+                "Run again with a lower train.lr"
             )
 
     def _record(self, row: dict) -> None:

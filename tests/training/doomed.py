@@ -30,6 +30,7 @@ def main():
 
     def dies_in_the_middle(step, *others):
         if when == "step" and distributed.rank() == VICTIM and step == 3:
+            trainer.settle()  # what was saved at step 2 is there
             kill()
         if when == "save" and distributed.rank() == VICTIM and step == 3:
             sharded_checkpoint.FileSystemWriter.write_data = kill  # of the save after this step
