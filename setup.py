@@ -31,7 +31,14 @@ EXTRAS = {
     # Faster attention on Hopper GPUs; everything works without it.
     "flash": ["fa3-fwd>=0.0.3; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # Tests and style. diffusers is there as an independent implementation to test against.
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.*", "diffusers>=0.36", "playwright>=1.50"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "ruff==0.17.*",
+        "diffusers>=0.36",
+        "playwright>=1.50",
+    ],
 }
 
 
