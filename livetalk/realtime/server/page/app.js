@@ -16,6 +16,7 @@ const looks = new Looks($("faces"), $("upload"), document.querySelector(".frame"
 let setup = null;
 let session = null;
 let tries = 0;
+let lived = false; // whether one of the tries since Start was pressed became a session
 let retry = null;
 let prompted = "";
 
@@ -25,7 +26,9 @@ function phase(name) {
   document.body.dataset.phase = name;
   const live = name === "live";
   $("leave").hidden = name === "start";
-  $("start").hidden = name !== "start";
+  // While another try is waited for, it can be had at once.
+  $("start").hidden = name !== "start" && name !== "waiting";
+  $("start").querySelector("span").textContent = name === "waiting" ? "Start again" : "Start talking";
   for (const input of document.querySelectorAll("[name=microphone]")) input.disabled = !live;
   if (!live) state("idle");
 }
@@ -68,6 +71,7 @@ async function prepare() {
 }
 
 function start() {
+  clearTimeout(retry);
   tell("");
   phase("joining");
   $("status").textContent = "Connecting …";
@@ -77,11 +81,13 @@ function start() {
   session.addEventListener("message", ({ detail }) => told(detail));
   session.addEventListener("over", ({ detail }) => over(detail));
   prompted = $("prompt").value;
-  session.open(setup.ice_servers, looks.face, prompted);
+  session.open(setup, looks.face, prompted);
 }
 
 async function joined(media) {
+  if (tries && lived) transcript.note("A new session: the avatar knows nothing of the one before.");
   tries = 0;
+  lived = true;
   const video = $("video");
   video.srcObject = media;
   await video.play().catch(() => tell("The browser does not play sound yet: press a key or click into the page."));
@@ -100,12 +106,13 @@ function over({ reason, again, code }) {
   if (code === "unknown_face") looks.reset();
   if (again && tries < TRIES) {
     const wait = Math.min(2 ** tries++, 10);
-    phase("joining");
-    $("status").textContent = "Connecting again …";
+    phase("waiting");
+    $("status").textContent = "Connection lost";
     tell(`${reason} Trying again in ${wait} s.`);
     retry = setTimeout(start, 1000 * wait);
     return;
   }
+  lived = false;
   microphone.off();
   document.querySelector("[name=microphone][value=off]").checked = true;
   showMicrophone("off");

@@ -3,12 +3,13 @@
 // Events: "open", with the media; "message", a message of the server (see docs/server.md); "over", with why, and whether
 // it is worth trying again. "over" comes once, and last.
 
-import { ask, sentence } from "./server.js";
+import { ask, awaited, sentence } from "./server.js";
 
 const GATHERING_MS = 2000; // for addresses of this machine; those that are not found by then are not needed
 const OPENING_MS = 20000;
 const LOST_MS = 6000; // without a packet, until the connection counts as lost
 const PING_MS = 2000;
+const AGAIN_MS = 2000; // until a stream that tells of a lost server, and broke, is asked for again
 const NOWHERE =
   "This browser offers no address at which picture and sound could arrive. Without any network, Chromium does so only " +
   "when it is started with --allow-loopback-in-peer-connection.";
@@ -23,8 +24,10 @@ export class Session extends EventTarget {
   #lost = null;
   #pings = new Map();
   #over = false;
+  #watching = new AbortController();
 
-  async open(servers, face, prompt) {
+  // watch: whether the server tells when the one that this session is on is gone.
+  async open({ ice_servers: servers, watch = false }, face, prompt) {
     const connection = new RTCPeerConnection({ iceServers: servers, bundlePolicy: "max-bundle" });
     this.#connection = connection;
     const media = new MediaStream();
@@ -45,6 +48,7 @@ export class Session extends EventTarget {
       const answer = await ask("api/sessions", "POST", JSON.stringify(wish));
       this.#name = answer.session;
       if (this.#over) return this.leave();
+      if (watch) this.#watch();
       await connection.setRemoteDescription({ type: answer.type, sdp: answer.sdp });
     } catch (refusal) {
       this.#end(refusal.message, refusal.code === "unreachable", refusal.code);
@@ -96,6 +100,21 @@ export class Session extends EventTarget {
     }
   }
 
+  // Behind a router, which misses a server that dies long before this connection does. The router itself may go away
+  // meanwhile: picture and sound do not need it.
+  async #watch() {
+    const { signal } = this.#watching;
+    while (!this.#over) {
+      try {
+        const lost = await awaited(`api/sessions/${this.#name}/watch`, "lost", signal);
+        if (lost) this.#end(lost.message, true, lost.error);
+        return;
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+      }
+    }
+  }
+
   #changed(state) {
     clearTimeout(this.#lost);
     if (state === "disconnected") this.#lost = setTimeout(() => this.#end("The connection was lost.", true), LOST_MS);
@@ -105,6 +124,7 @@ export class Session extends EventTarget {
   #end(reason, again, code = "lost") {
     if (this.#over) return;
     this.#over = true;
+    this.#watching.abort();
     clearTimeout(this.#lost);
     this.#timers.forEach(clearTimeout); // which clears intervals, too
     this.#connection?.close();

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib import request
 
 import pytest
@@ -22,6 +25,9 @@ from livetalk.realtime.server.fleet.router import make_router
 from livetalk.streaming.performer import Performer
 from tests.realtime.server.conftest import RUN, Counters
 from tests.realtime.server.viewer import fetch
+
+ROOT = Path(__file__).resolve().parents[4]
+TINY = ["geometry.height=16", "geometry.width=16", "geometry.clip_latents=6", "geometry.window=9", "geometry.anchors=3"]
 
 
 def bare(address: str) -> str:
@@ -73,6 +79,20 @@ def serving_one(performer: Performer, **settings) -> Iterator[Server]:
             made[0].should_exit = True
             thread.join(20)
     assert not thread.is_alive()
+
+
+@contextmanager
+def process(family, *settings: str) -> Iterator[tuple[int, str]]:
+    """A server of the smallest model in a process of its own: its pid and address."""
+    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), f"model={family}", "device=cpu", "port=0", "size=64"]
+    started = subprocess.Popen([*command, *TINY, *settings], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        address = started.stdout.readline().strip()
+        assert address.startswith("http://"), "the server did not begin"
+        yield started.pid, address
+    finally:
+        started.kill()
+        started.communicate()
 
 
 @pytest.fixture

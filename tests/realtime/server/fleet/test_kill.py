@@ -3,34 +3,15 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
 
-from tests.realtime.server.fleet.conftest import Watching, bare, routing, until
+from tests.realtime.server.fleet.conftest import Watching, bare, process, routing, until
 from tests.realtime.server.viewer import Viewer
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[4]
-TINY = ["geometry.height=16", "geometry.width=16", "geometry.clip_latents=6", "geometry.window=9", "geometry.anchors=3"]
-
-
-@contextmanager
-def process(family):
-    """A server of the smallest model: its process and address."""
-    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), f"model={family}", "device=cpu", "port=0", "size=64"]
-    started = subprocess.Popen([*command, *TINY], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        address = started.stdout.readline().strip()
-        assert address.startswith("http://"), "the server did not begin"
-        yield started.pid, address
-    finally:
-        started.kill()
-        started.communicate()
 
 
 def test_a_killed_server_is_told_of_at_once(tiny_family):
