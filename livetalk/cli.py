@@ -7,6 +7,7 @@ Exit status: 0 done; 2 the user's mistake, said in one line on stderr with the r
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import signal
 import sys
@@ -23,6 +24,11 @@ log = logging.getLogger(__name__)
 
 OPTIONS = ("--config", "--dry-run", "--help")
 LINE_SECONDS = 10.0
+NO_PLACE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
+"""What an operating system says of places that a user has named, and that cannot be read or written."""
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -61,6 +67,12 @@ def run_command(
     except ValueError as error:
         log.debug("the mistake in full", exc_info=error)
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_PLACE or error.filename is None:
+            raise
+        remedy = "name another place, make room, or mend its rights"
+        print(f"{name}: {error.filename} cannot be used ({error.strerror}): {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: stopped, nothing was left behind", file=sys.stderr)

@@ -6,6 +6,7 @@ machine may lack (soundfile, soxr, imageio-ffmpeg) are imported where they are u
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -301,7 +302,7 @@ class VideoWriter:
         try:
             self._process.stdin.write(np.ascontiguousarray(frames).data)
         except BrokenPipeError as error:
-            raise OSError(f"ffmpeg stopped while writing {self.path}: {self._complaint()}") from error
+            raise self._failure(f"ffmpeg stopped while writing {self.path}") from error
         self.frames += len(frames)
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -321,7 +322,7 @@ class VideoWriter:
         if not whole:
             return
         if code:
-            raise OSError(f"ffmpeg could not write {self.path}: {self._complaint()}")
+            raise self._failure(f"ffmpeg could not write {self.path}")
         expected = self.frames if self.audio is None else math.ceil(len(self.audio) * self.fps / SAMPLE_RATE)
         if self.frames != expected or not self.frames:
             raise RuntimeError(f"{self.path}: {self.frames} frames were written for a sound of {expected} frames")
@@ -362,11 +363,14 @@ class VideoWriter:
         self._temporary.append(path)
         return path
 
-    def _complaint(self) -> str:
+    def _failure(self, what: str) -> OSError:
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "no message"
+        full = os.strerror(errno.ENOSPC)
+        if any(full in line for line in lines):
+            return OSError(errno.ENOSPC, full, str(self.path))
+        return OSError(f"{what}: {lines[-1] if lines else 'no message'}")
 
     def _remove(self) -> None:
         for path in self._temporary:

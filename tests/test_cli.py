@@ -1,10 +1,11 @@
-"""Progress of a command on a terminal, and where there is none."""
+"""What every command shares: progress on a terminal and elsewhere, and whose mistake an error is."""
 
+import errno
 import io
 
 import pytest
 
-from livetalk.cli import LINE_SECONDS, Bars
+from livetalk.cli import LINE_SECONDS, Bars, run_command
 
 
 class Screen(io.StringIO):
@@ -45,3 +46,24 @@ def test_a_log_gets_plain_lines_and_not_many(screen, monkeypatch):
         for done in range(1, 7):
             bars("denoising", done, 9)
     assert shown.getvalue().splitlines() == ["decoding   3/3", "denoising  5/9"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_cannot_be_written_is_the_users_mistake(tmp_path, capsys, place):
+    (tmp_path / "file").touch()
+    assert run_command("make_world", "", lambda run, dry: (tmp_path / place).mkdir(), []) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"make_world: {tmp_path / place} cannot be used (") and line.count("\n") == 1
+    assert "name another place" in line
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("ours"), OSError(errno.ENOENT, "none", "a"), OSError(errno.EROFS, "no name")]
+)
+def test_other_errors_of_the_system_are_not_hidden(error):
+    def act(run, dry):
+        raise error
+
+    with pytest.raises(OSError) as raised:
+        run_command("make_world", "", act, [])
+    assert raised.value is error

@@ -1,5 +1,6 @@
 """Pictures and sound in, video with sound out: what is accepted, what is refused and how, and that it stays in sync."""
 
+import errno
 import json
 import math
 import subprocess
@@ -314,6 +315,18 @@ def test_a_dead_encoder_is_an_error(tmp_path):
         writer._process.wait()
         for _ in range(50):
             writer.write(np.zeros((3, 64, 96, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_by_its_number(tmp_path):
+    """So that a command can tell it from a fault of ours."""
+    with pytest.raises(OSError, match="No space left") as raised, VideoWriter(tmp_path / "a.mp4", (64, 96)) as writer:
+        writer._errors.write(b"[out#0/mp4 @ 0x5] Error closing file: No space left on device\n")
+        writer._process.kill()
+        writer._process.wait()
+        for _ in range(50):
+            writer.write(np.zeros((3, 64, 96, 3), np.uint8))
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "a.mp4"))
     assert not list(tmp_path.iterdir())
 
 
