@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -88,13 +89,15 @@ def read_request(image: Picture, audio: Sound, prompt: str, seed: int = 0, durat
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError('prompt is empty: describe the movement, for example prompt="nods while speaking, smiling"')
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
+        raise ValueError(f"prompt {prompt!r} holds bytes that are no letters: write it in UTF-8")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed {seed!r} is not a whole number from 0 to {MAX_SEED}")
     samples = None if duration is None else _samples(duration)
     picture = _picture(image)
     sound = _sound(audio)
     example = isinstance(image, str | Path) and Path(image).resolve() == EXAMPLE_IMAGE.resolve()
-    return Request(picture, fit_sound(sound, samples), " ".join(prompt.split()), seed, example)
+    return Request(picture, fit_sound(sound, samples), " ".join(prompt.split()), int(seed), example)
 
 
 def fit_sound(sound: np.ndarray, samples: int | None = None) -> np.ndarray:

@@ -152,6 +152,15 @@ def test_the_same_seed_gives_the_same_file(run):
     assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
 
 
+def test_names_of_files_may_be_any_bytes(folder, run, capfdbinary):
+    """Such as Latin-1 ones on an old disk."""
+    image = os.fsdecode(b"caf\xe9.png")
+    shutil.copy("face.png", image)
+    assert run(f"image={image}", "duration=0.1") == 0
+    assert capfdbinary.readouterr().out == b"outputs/caf\xe9_speech_seed0.mp4\n"
+    assert json.loads(Path(os.fsdecode(b"outputs/caf\xe9_speech_seed0.json")).read_text())["image"] == image
+
+
 def test_weights_that_do_not_fit_are_refused(folder, run, tiny_family, capsys):
     shutil.copytree(tiny_family, "broken")
     config = json.loads(Path("broken/vae/config.json").read_text())

@@ -235,6 +235,7 @@ def test_silence_is_a_sound(tmp_path):
 def test_clean_audio_scales_integers_and_averages_channels():
     found = clean_audio(np.array([[-32768, 0], [16384, 16384]], np.int16), 16000)
     assert found.tolist() == [-0.5, 0.5]
+    assert clean_audio(np.array([0, 128, 192], np.uint8), 16000).tolist() == [-1, 0, 0.5]
     with pytest.raises(ValueError, match="rate"):
         clean_audio(np.zeros(4), 0)
     with pytest.raises(ValueError, match="shape"):

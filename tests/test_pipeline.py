@@ -152,6 +152,8 @@ def test_all_kinds_of_inputs(tmp_path):
         assert np.array_equal(np.array(read_request(image, speech(1000), "nods").image), pixels)
     for audio in (tmp_path / "a.wav", (speech(8000), 8000), ((speech(8000) * 32767).astype(np.int16), 8000)):
         assert read_request(FACE, audio, "nods").frames == 16
+    found = read_request(FACE, speech(1000), "nods", seed=np.int64(7), duration=np.float32(0.5))
+    assert found.seed == 7 and type(found.seed) is int and found.frames == 8
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,10 @@ def test_all_kinds_of_inputs(tmp_path):
         ({"seed": -1}, "seed -1"),
         ({"seed": 1.5}, "seed 1.5"),
         ({"seed": 2**63}, "seed"),
+        ({"seed": True}, "seed True"),
+        ({"prompt": "nods\udce9"}, "no letters: write it in UTF-8"),
+        ({"audio": np.zeros((2, 1000), np.float32)}, "1000 channels .*: give .samples, channels."),
+        ({"audio": np.zeros(1000, bool)}, "is of bool"),
         ({"duration": 0}, "duration 0"),
         ({"duration": -1.0}, "duration -1"),
         ({"duration": float("nan")}, "duration nan"),
