@@ -97,7 +97,7 @@ class AudioObjective:
         loss = config.naming * naming + config.curves * tracing
         figures = {"naming": naming.detach(), "tracing": tracing.detach()}
         if self.scale is not None:
-            kept = torch.cat([part[3] for part in parts]).float()
+            kept = torch.cat([part[3] for part in parts])
             keeping = F.smooth_l1_loss(features.float() / self.scale, kept / self.scale, beta=0.5)
             loss, figures = loss + config.kept * keeping, figures | {"keeping": keeping.detach()}
         return loss, figures
@@ -117,7 +117,7 @@ class AudioObjective:
         end = sound.pcm.shape[1]
         pcm = sound.pcm[chosen, samples.clamp(0, end - 1)].float() * ((samples >= 0) & (samples < end))
         drawn = (pcm, sound.classes[chosen, frames], sound.curves[chosen, frames])
-        return drawn if sound.features is None else (*drawn, sound.features[chosen, frames])
+        return drawn if sound.features is None else (*drawn, sound.features[chosen, frames].float())
 
 
 @torch.no_grad()

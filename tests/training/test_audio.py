@@ -107,8 +107,12 @@ def test_other_engines_have_their_share():
 
 def test_known_features_are_kept():
     own = replace(sound(), features=Ear().features(sound().pcm, FRAMES))
-    made = AudioObjective(Ear(), Reader(), own, CONFIG)
+    made = AudioObjective(Ear(), Reader(), own, CONFIG, own)
     assert made.loss(0, 64, generator())[1]["keeping"].item() == pytest.approx(0, abs=1e-9)
+    half = replace(own, features=own.features.half())
+    with torch.autocast("cpu", torch.bfloat16):
+        made = AudioObjective(Ear(), Reader(), half, CONFIG, half)
+        assert made.loss(0, 64, generator())[1]["keeping"].item() < 1e-3
     far = AudioObjective(Ear(), Reader(), replace(own, features=own.features + 5), CONFIG)
     assert far.loss(0, 64, generator())[1]["keeping"].item() > 0.05
 
