@@ -62,31 +62,37 @@ _install() {
   _say "done in $((SECONDS - _began)) s"
 }
 
-_prepare() {
-  local _began=$SECONDS _prefix stamp wanted
-  if [ -n "${LIVETALK_PYTHON:-}" ]; then
-    PYTHON="$LIVETALK_PYTHON"
-    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-    return
-  fi
+# Whether the environment is as it has to be; sets PYTHON, and what _prepare goes by.
+_ready() {
   _prefix="${VIRTUAL_ENV:-${CONDA_PREFIX:-$ROOT/.venv}}"
   PYTHON="$_prefix/bin/python"
   stamp="$_prefix/.livetalk-stamp"
   wanted="$ROOT $PYTHON $(cat "$ROOT/requirements.txt" "$ROOT/setup.py" "$ROOT/scripts/_env.sh" | cksum)"
-  if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+  [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]
+}
+
+_prepare() {
+  local _began=$SECONDS
+  if _ready; then return; fi
   if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && ! { [ -x "$PYTHON" ] && _suits "$PYTHON"; }; then _make_venv; fi
   [ -x "$PYTHON" ] || _fail "the active environment $_prefix has no bin/python: deactivate it, or make it again"
   _install
   printf '%s\n' "$wanted" >"$stamp"
 }
 
-# Two commands started at once take turns instead of installing over each other.
-if command -v flock >/dev/null 2>&1 && [ -z "${LIVETALK_PYTHON:-}" ]; then
-  mkdir -p "$ROOT/.cache"
-  exec 9>"$ROOT/.cache/setup.lock"
-  flock 9
-  _prepare
-  exec 9>&-
-else
-  _prepare
+if [ -n "${LIVETALK_PYTHON:-}" ]; then
+  PYTHON="$LIVETALK_PYTHON"
+  command -v "$PYTHON" >/dev/null 2>&1 || _fail "LIVETALK_PYTHON=$PYTHON is no interpreter: name one, or leave it out"
+  export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+elif ! _ready; then # a checkout that is ready is not written to
+  # Two commands started at once take turns instead of installing over each other.
+  if command -v flock >/dev/null 2>&1; then
+    mkdir -p "$ROOT/.cache" 2>/dev/null || _fail "$ROOT cannot be written to: set up here first, or activate an environment"
+    exec 9>"$ROOT/.cache/setup.lock"
+    flock 9
+    _prepare
+    exec 9>&-
+  else
+    _prepare
+  fi
 fi

@@ -2,6 +2,9 @@
 
 import errno
 import io
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +70,11 @@ def test_other_errors_of_the_system_are_not_hidden(error):
     with pytest.raises(OSError) as raised:
         run_command("make_world", "", act, [])
     assert raised.value is error
+
+
+def test_an_interpreter_that_is_none_is_told_in_one_line():
+    script = Path(__file__).resolve().parents[1] / "scripts" / "inference.sh"
+    environment = {**os.environ, "LIVETALK_PYTHON": "/nowhere/python"}
+    done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("set-up: LIVETALK_PYTHON=/nowhere/python is no") and done.stderr.count("\n") == 1
