@@ -185,6 +185,22 @@ def heard_until(hearing: Hearing, frames: range) -> int:
 def difference(hearing: Hearing, whole: Hearing, pcm: Tensor, geometry: Geometry) -> float:
     """How far hearing sound [1, S] block by block is from hearing the whole of it at once, in one block, with `whole`:
     relative root mean square of the features."""
+    given, wanted = _heard_both(hearing, whole, pcm, geometry)
+    return _relative(given - wanted, wanted)
+
+
+@torch.inference_mode()
+def difference_by_place(hearing: Hearing, whole: Hearing, pcm: Tensor, geometry: Geometry) -> list[float]:
+    """The same for each place in a block, over all blocks but the first, which is shorter and has no past: the last
+    frames hear least of what follows them."""
+    given, wanted = _heard_both(hearing, whole, pcm, geometry)
+    first, size = geometry.block_frames(1).start, len(geometry.block_frames(1))
+    parts = [part[:, first:].unflatten(1, (-1, size)) for part in (given - wanted, wanted)]
+    return [_relative(parts[0][:, :, place], parts[1][:, :, place]) for place in range(size)]
+
+
+def _heard_both(hearing: Hearing, whole: Hearing, pcm: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Features of all frames [1, T, C], block by block and at once."""
     blocks = [geometry.block_frames(index) for index in range(geometry.blocks(clip_frames(pcm.shape[1])))]
     track = Track()
     track.place(0, pcm[0].numpy())
@@ -192,6 +208,8 @@ def difference(hearing: Hearing, whole: Hearing, pcm: Tensor, geometry: Geometry
     def heard(hearing: Hearing, frames: range) -> Tensor:
         return hearing.features(torch.from_numpy(track.read(*hearing.span(frames)))[None], frames)
 
-    wanted = heard(whole, range(0, blocks[-1].stop))
-    given = torch.cat([heard(hearing, frames) for frames in blocks], dim=1)
-    return ((given - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()).item()
+    return torch.cat([heard(hearing, frames) for frames in blocks], dim=1), heard(whole, range(0, blocks[-1].stop))
+
+
+def _relative(difference: Tensor, wanted: Tensor) -> float:
+    return (difference.square().mean().sqrt() / wanted.square().mean().sqrt()).item()

@@ -7,6 +7,7 @@ import pytest
 import soxr
 import torch
 
+from livetalk.families import encoders_of
 from livetalk.geometry import SAMPLES_PER_FRAME, Geometry
 from livetalk.media import read_audio
 from livetalk.models.audio import FIELD, AudioConfig, AudioEncoder
@@ -18,6 +19,7 @@ from livetalk.streaming.sound import (
     Track,
     WindowHearing,
     difference,
+    difference_by_place,
     heard_until,
     hearing_of,
     mono,
@@ -140,6 +142,64 @@ def test_a_clip_encoder_comes_closer_the_more_it_hears(clip_encoder):
         for past, ahead in ((500, 0), (StreamConfig().past_ms, StreamConfig().ahead_ms), (20_000, 2000))
     )
     assert many < default < few and default < 0.35
+
+
+WINDOWS = ((1000, 250), (5000, 0), (5000, 250), (5000, 1000))
+"""past_ms and ahead_ms whose cost docs/realtime.md states, the default among them."""
+
+
+def told(encoder: AudioEncoder) -> dict[tuple[int, int], list[float]]:
+    """What windows cost by place in a block, on 12 s of the bundled speech; printed as docs/realtime.md has it."""
+    pcm = torch.from_numpy(np.tile(read_audio(EXAMPLE_AUDIO), 3))[None, : 12 * 16_000]
+    whole, found = hearing_of(encoder, 0, StreamConfig().ahead_ms), {}
+    for past, ahead in WINDOWS:
+        found[past, ahead] = difference_by_place(hearing_of(encoder, past, ahead), whole, pcm, Geometry())
+        places = " ".join(f"{value:.3f}" for value in found[past, ahead])
+        print(f"past {past} ms, ahead {ahead} ms: {np.mean(found[past, ahead]):.3f}, by place {places}")
+    return found
+
+
+def holds(encoder: AudioEncoder) -> None:
+    """More sound is nearer to all of it; the last frame of a block pays most; and the default costs less than half of
+    what it costs to hear everything a frame (62.5 ms) late."""
+    found = told(encoder)
+    mean = {window: np.mean(places) for window, places in found.items()}
+    assert mean[5000, 1000] < mean[5000, 250] < mean[1000, 250] and mean[5000, 250] < mean[5000, 0]
+    assert max(found[5000, 0]) == found[5000, 0][-1] > 1.3 * np.median(found[5000, 0])
+    with torch.inference_mode():
+        sound = torch.from_numpy(np.pad(read_audio(EXAMPLE_AUDIO)[: 33 * SAMPLES_PER_FRAME], (200, 200)))[None]
+        features = encoder.centred((sound - sound.mean()) / sound.std(), 34)
+        late = (features[:, 1:] - features[:, :-1]).square().mean().sqrt() / features.square().mean().sqrt()
+    print(f"a frame late: {late:.3f}")
+    assert mean[5000, 250] < 0.5 * late
+
+
+@pytest.mark.slow
+def test_what_the_window_costs_at_the_published_size():
+    """With random weights, which are all that comes with this repository."""
+    torch.manual_seed(0)
+    holds(AudioEncoder(AudioConfig.wav2vec2_base()).eval())
+
+
+@pytest.mark.weights
+def test_what_the_window_costs_with_the_published_weights():
+    """The same with wav2vec2-base-960h, and beside the published encoding of the whole clip, resampling included."""
+    (part,) = encoders_of("livetalk-1.3b", ["audio"])
+    encoder = part.load(torch.device("cpu"), torch.float32)
+    holds(encoder)
+    pcm = torch.from_numpy(read_audio(EXAMPLE_AUDIO)[: 56 * SAMPLES_PER_FRAME])[None]
+    with torch.inference_mode():
+        published = encoder.features(pcm, 57)
+        hearing, track = hearing_of(encoder, StreamConfig().past_ms, StreamConfig().ahead_ms), Track()
+        track.place(0, pcm[0].numpy())
+        blocks = [Geometry().block_frames(index) for index in range(5)]
+        streamed = torch.cat(
+            [hearing.features(torch.from_numpy(track.read(*hearing.span(block)))[None], block) for block in blocks], 1
+        )
+    size = published.square().mean().sqrt()
+    here, late = ((one - published[:, 1:]).square().mean().sqrt() / size for one in (streamed[:, 1:], streamed[:, :-1]))
+    print(f"beside the published encoding of the clip: {here:.3f}; a frame late: {late:.3f}")
+    assert here < late
 
 
 def test_a_clip_encoder_hears_nothing_beyond_its_window(clip_encoder):
