@@ -21,6 +21,7 @@ from livetalk.models.audio import AudioConfig
 from livetalk.models.dit import DiTConfig
 from livetalk.models.kv_cache import POSITIONS
 from livetalk.models.lora import LoraTraining
+from livetalk.models.sizes import at_least
 from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
@@ -50,6 +51,23 @@ SIZES_PUBLISHED = ("1.3b", "14b")
 END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
+def _known_name(name: str) -> None:
+    path = Path(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        raise ValueError(f"name={name}: the run lies below runs/, give a plain name")
+
+
+def _known_part(part: int, parts: int) -> None:
+    if not 0 <= part < max(1, parts) or parts < 1:
+        raise ValueError(f"part={part} of parts={parts}: parts count from 0, and there is at least 1")
+
+
+def _known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
+    for name, scale in (("text_scale", text_scale), ("audio_scale", audio_scale)):
+        if not 0 <= scale <= MOST_GUIDANCE:
+            raise ValueError(f"{group}{name} {scale}: choose a number from 0 to {MOST_GUIDANCE:g}")
+
+
 @dataclass(frozen=True)
 class TeacherSampling:
     """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide)."""
@@ -63,9 +81,7 @@ class TeacherSampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"teacher.steps {self.steps}: at least 1 step is needed")
-        for name in ("text_scale", "audio_scale"):
-            if not 0 <= getattr(self, name) <= MOST_GUIDANCE:
-                raise ValueError(f"teacher.{name} {getattr(self, name)}: choose a number from 0 to {MOST_GUIDANCE:g}")
+        _known_guidance("teacher.", self.text_scale, self.audio_scale)
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,8 @@ class NanoRun:
     audio_train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
+        _known_name(self.name)
+        at_least(1, self, "clips", "held_out", "frames", "judges_frames")
         for name in ("vae_train", "decoder_train", "small_decoder_train", "judges_train", "audio_train"):
             if getattr(self, name).shard:
                 raise ValueError(f"{name}.shard=true: these networks are small, leave it out")
@@ -197,6 +215,9 @@ class TeacherRun:
     project: str = "livetalk"
 
     def __post_init__(self) -> None:
+        _known_name(self.name)
+        at_least(1, self, "clips", "clip_latents", "shard", "chunk")
+        _known_part(self.part, self.parts)
         if self.lora.rank and (self.flow.causal or self.train.ema):
             raise ValueError(
                 f"lora.rank={self.lora.rank} with flow.causal={self.flow.causal}, train.ema={self.train.ema}: adapters "
@@ -277,6 +298,11 @@ class PairsRun:
     world: WorldConfig = WorldConfig()
 
     def __post_init__(self) -> None:
+        _known_name(self.name)
+        at_least(1, self, "count", "held_out", "shard", "chunk", "steps")
+        at_least(0, self, "seed")
+        _known_part(self.part, self.parts)
+        _known_guidance("", self.text_scale, self.audio_scale)
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
@@ -328,6 +354,8 @@ class OdeRun:
     project: str = "livetalk"
 
     def __post_init__(self) -> None:
+        _known_name(self.name)
+        at_least(1, self, "chunk", "shown")
         _known_source(self.source)
 
 
@@ -376,6 +404,8 @@ class DmdRun:
     project: str = "livetalk"
 
     def __post_init__(self) -> None:
+        _known_name(self.name)
+        at_least(1, self, "shown")
         _known_source(self.source)
         if self.score not in SCORES:
             raise ValueError(f"score={self.score}: the parts that can judge are {' and '.join(SCORES)}")
@@ -425,6 +455,8 @@ class EvaluateRun:
                     raise ValueError(f"{name}: {method!r} is not known: use some of {', '.join(METHODS)}")
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder {self.decoder!r} is not known: use {' or '.join(DECODERS)}")
+        at_least(1, self, "frames")
+        at_least(0, self, "seed")
         if not self.scales:
             raise ValueError("scales is empty: give at least one, for example scales=[2.0]")
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:

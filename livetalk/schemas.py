@@ -170,14 +170,14 @@ def _listed(value: Any, kind: Any, where: str) -> list:
 
 def _scalar(value: Any, kind: type) -> Any:
     """`value` as a bool, int, float or str; YAML takes 1e-3 for a text. Raises ValueError for another."""
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) and value == value:  # NaN is not
         return value
     if kind is bool and str(value).lower() in BOOLEANS:
         return BOOLEANS[str(value).lower()]
     if kind is bool and isinstance(value, int) and value in (0, 1):
         return bool(value)
     if kind in (int, float) and isinstance(value, str) or kind is float and type(value) is int:
-        return kind(value)
+        return _scalar(kind(value), kind)
     raise ValueError(value)
 
 

@@ -116,6 +116,22 @@ def test_networks_of_no_size_are_refused_by_name(run, argument):
         load(run=run, overrides=[argument])
 
 
+WRONG_SIZES = {
+    "train_nano": ["clips=0", "held_out=0", "frames=-1", "judges_frames=0", "name=../a"],
+    "train_teacher": ["clips=0", "clip_latents=0", "shard=-1", "chunk=0", "part=1", "parts=0", "name=/a"],
+    "generate_ode_pairs": ["count=0", "held_out=0", "shard=0", "chunk=-2", "part=-1", "parts=0", "text_scale=101"],
+    "train_ode": ["chunk=0", "shown=0", "name=a/../../b", "train.lr=nan"],
+    "train_dmd": ["shown=-1", "name=.", "critic.clip=nan"],
+    "evaluate": ["frames=0", "seed=-1", "scales=[.nan]"],
+}
+
+
+@pytest.mark.parametrize(("run", "argument"), [(run, argument) for run in WRONG_SIZES for argument in WRONG_SIZES[run]])
+def test_sizes_that_cannot_be_are_refused_by_name(run, argument):
+    with pytest.raises(ValueError, match=argument.partition("=")[0]):
+        load(run=run, overrides=[argument])
+
+
 WRONG_FILES = {
     "": "empty or not a mapping",
     "- a": "not a mapping",
