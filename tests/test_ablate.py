@@ -96,8 +96,8 @@ def test_every_variant_is_run_from_what_it_says_and_only_once(run, family, capsy
 def test_variants_differ_in_what_they_are_named_for(run):
     whole = Ablation(replace(run, plain_scale=1.0, plain_rates=0.5))
     base, short, plain, spoiled = (whole.dmd_run(name, 3) for name in ABLATIONS)
-    assert replace(short, name="", family="") == replace(base, name="", family="")
-    assert replace(spoiled, name="", family="", pairs="") == replace(base, name="", family="", pairs="")
+    assert replace(short, name="one", family="") == replace(base, name="one", family="")
+    assert replace(spoiled, name="one", family="", pairs="") == replace(base, name="one", family="", pairs="")
     assert spoiled.pairs == "runs/a/spoiled/pairs" and base.pairs == "runs/a/pairs"
     assert (plain.dmd.text_scale, plain.dmd.audio_scale) == (1, 1)
     assert (plain.train.lr, plain.critic.lr) == (base.train.lr / 2, base.critic.lr / 2)
