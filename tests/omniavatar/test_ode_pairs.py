@@ -225,7 +225,11 @@ def test_spoiled_conditions_change_what_is_trained_on_alone_and_are_recorded(run
 
 
 def test_what_cannot_be_spoiled_is_refused():
-    for word, reason in (("spoiled=1.5", "from 0 to 1"), ("spoiled=nan", "is not a number"), ("spoiled=-1", "from 0 to 1")):
+    for word, reason in (
+        ("spoiled=1.5", "from 0 to 1"),
+        ("spoiled=nan", "is not a number"),
+        ("spoiled=-1", "from 0 to 1"),
+    ):
         with pytest.raises(ValueError, match=reason):
             config.load(DEBUG, [word.replace("nan", ".nan")])
     for source in ("manifest=a.txt", "clips=runs/a/clips"):
