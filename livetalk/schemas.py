@@ -107,13 +107,16 @@ def _override(item: str, schema: type, aliases: dict[str, str]) -> dict:
         raise ValueError(f"argument {item!r} is not key=value: write for example seed=1")
     if key == "run":
         raise ValueError(f"argument {item!r}: the script or the config file says what to run")
-    if _leaf_type(key, schema, aliases) is str:
+    kind = _leaf_type(key, schema, aliases)
+    if kind is str:
         value: Any = text
+    elif kind is int and text.strip().isdecimal():
+        value = int(text)  # YAML would take 010 for 8
     else:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            wanted = _wanted(_leaf_type(key, schema, aliases))
+            wanted = _wanted(kind)
             raise ValueError(f"{key}: {text!r} cannot be read, it is not {wanted}") from error
     for part in reversed(key.split(".")):
         value = {part: value}

@@ -54,6 +54,10 @@ def test_published_names_are_aliases(tmp_path):
     assert load(path, ["image=y.png"]).image == "y.png", "what is typed wins over the file"
 
 
+def test_leading_zeros_mean_nothing():
+    assert load(overrides=["seed=010"]).seed == 10 and load(overrides=["seed=007"]).seed == 7
+
+
 def test_the_last_override_wins():
     assert load(overrides=["seed=1", "seed=2"]).seed == 2
 
