@@ -10,11 +10,13 @@ import argparse
 import errno
 import io
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -100,7 +102,15 @@ def _load(name: str, path: str | Path | None, overrides: list[str]) -> Any:
     loaded = config.load(path, overrides, run=name)
     if not isinstance(loaded, config.RUNS[name]):
         raise ValueError(f"config {path} is for {loaded.run}: run bash scripts/{loaded.run}.sh --config {path}")
-    return loaded
+    return _from_anywhere(loaded)
+
+
+def _from_anywhere(run: Any) -> Any:
+    """The shipped family is this package's, whatever folder a command is called from."""
+    shipped = Path(config.OdeRun().family)
+    if "family" not in {entry.name for entry in fields(run)} or Path(run.family) != shipped or shipped.is_dir():
+        return run
+    return replace(run, family=os.path.relpath(Path(__file__).resolve().parents[1] / shipped))
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

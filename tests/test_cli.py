@@ -10,6 +10,8 @@ import pytest
 
 from livetalk.cli import LINE_SECONDS, Bars, run_command
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 class Screen(io.StringIO):
     def __init__(self, terminal):
@@ -72,8 +74,18 @@ def test_other_errors_of_the_system_are_not_hidden(error):
     assert raised.value is error
 
 
+def test_the_shipped_family_is_found_from_any_folder(tmp_path, monkeypatch):
+    seen = []
+    for folder in (ROOT, tmp_path):
+        monkeypatch.chdir(folder)
+        for words in ([], ["family=own"]):
+            assert run_command("train_ode", "", lambda run, dry: seen.append(run.family), words) == 0
+    assert seen[:2] == ["livetalk/assets/nano", "own"] and seen[3] == "own"
+    assert Path(seen[2]).resolve() == ROOT / "livetalk" / "assets" / "nano"
+
+
 def test_an_interpreter_that_is_none_is_told_in_one_line():
-    script = Path(__file__).resolve().parents[1] / "scripts" / "inference.sh"
+    script = ROOT / "scripts" / "inference.sh"
     environment = {**os.environ, "LIVETALK_PYTHON": "/nowhere/python"}
     done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stdout == ""
