@@ -74,10 +74,7 @@ def run_command(
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in NO_PLACE or error.filename is None:
-            raise
-        remedy = "name another place, make room, or mend its rights"
-        print(f"{name}: {error.filename} cannot be used ({error.strerror}): {remedy}", file=sys.stderr)
+        print(f"{name}: {place_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: stopped, nothing was left behind", file=sys.stderr)
@@ -85,6 +82,13 @@ def run_command(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def place_of(error: OSError) -> str:
+    """The line for a place that a user has named and that cannot be read or written; other errors are raised again."""
+    if error.errno not in NO_PLACE or error.filename is None:
+        raise error
+    return f"{error.filename} cannot be used ({error.strerror}): name another place, make room, or mend its rights"
 
 
 def nano_or_debug(name: str) -> Path:

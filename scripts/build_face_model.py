@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from livetalk.cli import Parser
+from livetalk.cli import Parser, place_of
 from livetalk.data.world.build_face_model import build
 
 
@@ -17,6 +17,9 @@ def main() -> int:
         print(build(given.clone, given.output))
     except ValueError as error:
         print(f"build_face_model: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"build_face_model: {place_of(error)}", file=sys.stderr)
         return 2
     return 0
 

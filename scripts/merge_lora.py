@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 
-from livetalk.cli import Parser
+from livetalk.cli import Parser, place_of
 from livetalk.models.layouts import Layout
 from OmniAvatar.merge_lora import SIZES, plan, sources, write
 
@@ -41,6 +41,9 @@ def main() -> int:
             print(write(entries, out))
     except ValueError as error:
         print(f"merge_lora: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"merge_lora: {place_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("merge_lora: stopped, nothing was left behind", file=sys.stderr)

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.layouts import DIT_TO_DIFFUSERS, Layout
 from livetalk.models.lora import Adapter, LoraConfig, LoraTraining, adapt, merged, without_adapters
 from livetalk.models.weights import entries_of, load_into, save, tensors_of
-from OmniAvatar.merge_lora import plan, sources, write
+from OmniAvatar.merge_lora import SIZES, plan, sources, write
 from tests.models.test_dit import clip
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +160,20 @@ def test_the_command_refuses_in_one_line(folders, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("merge_lora: ") and "is not this size of OmniAvatar" in line
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_command_tells_of_a_place_that_cannot_be(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SIZES, "1.3b", lambda: TEACHER)
+    (tmp_path / "file").touch()
+    told = [f"base={folders[0]}", f"lora={folders[1]}", f"out={tmp_path / 'file' / 'out.safetensors'}"]
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["merge_lora.py", *told])
+    script = spec_from_file_location("merge_lora", ROOT / "scripts" / "merge_lora.py")
+    module = module_from_spec(script)
+    script.loader.exec_module(module)
+    assert module.main() == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("merge_lora: ") and "file cannot be used" in line
 
 
 def test_download_prints_its_commands():
