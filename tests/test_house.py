@@ -304,6 +304,8 @@ def test_no_file_is_too_large_to_travel():
     assert not large
     golden = sum(path.stat().st_size for path in tracked() if "golden" in path.parts)
     assert golden < 9 * 2**20
+    family = sum(path.stat().st_size for path in tracked() if ROOT / "livetalk/assets/nano" in path.parents)
+    assert 2**20 < family < 32 * 2**20, "the shipped family, teacher included"
 
 
 def test_scripts_are_thin_and_runnable():
