@@ -71,8 +71,8 @@ def cast_of(run: LivekitRun, picture: Image.Image) -> Cast:
     performer = load_pipeline(inference.live_run(run)).performer(run.stream)
     turns, geometry = Turns(), performer.geometry
 
-    def session_of(image, prompt, clock, hold) -> SharedSession:
-        return SharedSession(performer, image, prompt, run.seed, clock, hold, turns)
+    def session_of(image, prompt, clock, hold, show) -> SharedSession:
+        return SharedSession(performer, image, prompt, run.seed, clock, hold, show, turns)
 
     finish = Finish(geometry.height, geometry.width, run.size, run.mark)
     prompt = " ".join((run.prompt or example_prompt()).split())

@@ -1,7 +1,8 @@
 """A talker and a live stream, joined: the talker's speech is performed, and the user can cut in at any time.
 
     player = Player()
-    live = performer.live(image, prompt, clock=player.position, hold=player.drop)   # feed the player from it
+    # Feed the player from the stream.
+    live = performer.live(image, prompt, clock=player.position, hold=player.drop, show=player.put)
     async with Conversation(make_talker(config), live) as conversation:
         await conversation.say("Hello!")           # typed
         await conversation.hear(pcm, 48_000)       # spoken, any chunk

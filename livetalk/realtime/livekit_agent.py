@@ -23,7 +23,7 @@ from livetalk.realtime.thinker import Thinker
 from livetalk.realtime.voices import Voice
 from livetalk.streaming.pace import Clock
 from livetalk.streaming.performer import Performer
-from livetalk.streaming.session import Hold, Session
+from livetalk.streaming.session import Hold, Session, Show
 
 if TYPE_CHECKING:
     from livekit.agents import AgentServer, AgentSession, JobContext
@@ -43,7 +43,7 @@ class Cast:
     performer: Performer
     picture: Image.Image
     prompt: str
-    session_of: Callable[[Image.Image, str, Clock, Hold], Session]
+    session_of: Callable[[Image.Image, str, Clock, Hold, Show], Session]
     finish: Callable
     thinker: Thinker
     voice: Voice
@@ -54,8 +54,8 @@ class Cast:
         still = to_pixels(fit_image(self.picture, geometry.height, geometry.width)[None, :, None])[0]
         return AvatarVideo(partial(self._session), still, self.finish)
 
-    def _session(self, clock: Clock, hold: Hold) -> Session:
-        return self.session_of(self.picture, self.prompt, clock, hold)
+    def _session(self, clock: Clock, hold: Hold, show: Show) -> Session:
+        return self.session_of(self.picture, self.prompt, clock, hold, show)
 
 
 async def join(cast: Cast, context: JobContext) -> AgentSession:

@@ -29,7 +29,7 @@ from livetalk.realtime.lanes import Worker
 from livetalk.streaming.live import Live
 from livetalk.streaming.pace import Clock
 from livetalk.streaming.player import Player
-from livetalk.streaming.session import Hold, Session
+from livetalk.streaming.session import Hold, Session, Show
 from livetalk.streaming.sound import Resampler, mono
 
 if TYPE_CHECKING:
@@ -47,19 +47,19 @@ LATE_S = 0.5
 class AvatarVideo:
     """See the module. Push, clear and iterate in one event loop; one reader.
 
-    session: makes the stream, called with the clock and hold of a player. still: uint8 [H, W, 3], shown until the
+    session: makes the stream, called with the clock, hold and show of a player. still: uint8 [H, W, 3], shown until the
     stream begins. finish: what is done to each frame, which gives it the size of the video.
     """
 
     def __init__(
         self,
-        session: Callable[[Clock, Hold], Session],
+        session: Callable[[Clock, Hold, Show], Session],
         still: np.ndarray,
         finish: Callable[[np.ndarray], np.ndarray] = lambda frame: frame,
     ) -> None:
         self._player = Player()
         self._finish, self._frame = finish, finish(still)
-        self._live = Live(session(clock=self._player.position, hold=self._player.drop))
+        self._live = Live(session(clock=self._player.position, hold=self._player.drop, show=self._player.put))
         self._worker = Worker("livetalk-interrupt")
         self._feeding: asyncio.Task | None = None
         self._resampler = Resampler()
@@ -96,7 +96,7 @@ class AvatarVideo:
 
     async def clear_buffer(self) -> None:
         """Stops the segment under way, which is then over without an end. No sound of it goes out any more, from here
-        on; takes up to a block's time, in which the picture rests."""
+        on; takes up to a block's time, in which the picture rests, and goes on, silent, after it."""
         self._life += 1
         self._wake()
         if not (self._open or self._clearing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 TICK = 0.01
 """Seconds between two looks at the clock while nothing is due. It runs outside, so nobody tells when it has moved."""
+LATELY = 4
+"""Blocks whose longest time is what the next may take."""
 UNTAKEN = 2
 """Blocks that may wait to be taken from a session without a clock, which would else render all it is given at once."""
 
@@ -45,6 +48,8 @@ class Live:
         self._wakers: set[Callable[[], object]] = set()
         self._finishing = self._closed = self._rendered = False
         self._error: BaseException | None = None
+        # Seconds that the halves of the latest blocks took, waiting for other streams included.
+        self._spent = {half: deque([0.0], maxlen=LATELY) for half in ("denoise", "decode")}
         session.listeners.append(self._drop)
         work = (self._denoise, self._decode) if overlap else (self._render,)
         self._threads = [Thread(target=self._guarded, args=(part,), daemon=True) for part in work]
@@ -69,8 +74,9 @@ class Live:
         self._told(self.session.flush)
 
     def interrupt(self, played_until: float | None = None) -> Dropped:
-        """Session.interrupt: after it returns no stale frame is handed out."""
-        return self._told(partial(self.session.interrupt, played_until))
+        """Session.interrupt: after it returns no stale frame is handed out. Pictures go on for as long as a block took
+        to make lately."""
+        return self._told(partial(self.session.interrupt, played_until, self._making))
 
     @property
     def unheard(self) -> float:
@@ -85,7 +91,7 @@ class Live:
         self, image: Picture, prompt: str | None = None, seed: int | None = None, played_until: float | None = None
     ) -> Dropped:
         """Session.restart."""
-        return self._told(partial(self.session.restart, image, prompt, seed, played_until))
+        return self._told(partial(self.session.restart, image, prompt, seed, played_until, self._making))
 
     def finish(self) -> None:
         """No more sound will come: iteration ends once everything is rendered."""
@@ -185,6 +191,18 @@ class Live:
 
     # Rendering
 
+    @property
+    def _making(self) -> float:
+        """Seconds that the next block may take to be made."""
+        return sum(max(times) for times in self._spent.values())
+
+    def _timed(self, half: str, act: Callable[[], T | None]) -> T | None:
+        began = time.perf_counter()
+        made = act()
+        if made is not None:
+            self._spent[half].append(time.perf_counter() - began)
+        return made
+
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
@@ -196,7 +214,7 @@ class Live:
 
     def _render(self) -> None:
         for rendering in self._renderings():
-            self._hand_out(self.session.decode_next(rendering))
+            self._hand_out(self._decoded(rendering))
         self._end()
 
     def _denoise(self) -> None:
@@ -216,10 +234,13 @@ class Live:
                 if self._over():
                     return
                 rendering = self._between
-            block = self.session.decode_next(rendering)
+            block = self._decoded(rendering)
             with self._changed:
                 self._between = None
                 self._hand_out(block)
+
+    def _decoded(self, rendering: Rendering) -> Block | None:
+        return self._timed("decode", partial(self.session.decode_next, rendering))
 
     def _renderings(self) -> Iterator[Rendering]:
         """Denoised blocks, as they fall due, until the end."""
@@ -229,7 +250,7 @@ class Live:
                 if self._closed:
                     return
                 seen = self._changes
-            if (rendering := self.session.denoise_next()) is not None:
+            if (rendering := self._timed("denoise", self.session.denoise_next)) is not None:
                 with self._changed:
                     self._change()
                 yield rendering

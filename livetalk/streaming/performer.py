@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from livetalk.streaming.engine.engine import Engine
     from livetalk.streaming.live import Live
     from livetalk.streaming.seat import Seat
-    from livetalk.streaming.session import Hold, Session
+    from livetalk.streaming.session import Hold, Session, Show
 
 Picture = str | Path | Image.Image
 
@@ -64,20 +64,32 @@ class Performer:
         self.hearing: Hearing = hearing_of(audio, config.past_ms, config.ahead_ms)
 
     def session(
-        self, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None, hold: Hold | None = None
+        self,
+        image: Picture,
+        prompt: str,
+        seed: int = 0,
+        clock: Clock | None = None,
+        hold: Hold | None = None,
+        show: Show | None = None,
     ) -> Session:
         """A stream of its own: see Session. Raises ValueError for pictures and prompts that cannot be."""
         from livetalk.streaming.session import Session
 
-        return Session(self, image, prompt, seed, clock, hold)
+        return Session(self, image, prompt, seed, clock, hold, show)
 
     def live(
-        self, image: Picture, prompt: str, seed: int = 0, clock: Clock | None = None, hold: Hold | None = None
+        self,
+        image: Picture,
+        prompt: str,
+        seed: int = 0,
+        clock: Clock | None = None,
+        hold: Hold | None = None,
+        show: Show | None = None,
     ) -> Live:
         """The same in threads of its own, to iterate over, also asynchronously: see Live."""
         from livetalk.streaming.live import Live
 
-        return Live(self.session(image, prompt, seed, clock, hold))
+        return Live(self.session(image, prompt, seed, clock, hold, show))
 
     def seat(self, holder: object) -> Seat:
         """What one stream needs on the device, for as long as `holder` is there: plain, or the engine's, see

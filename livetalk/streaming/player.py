@@ -25,7 +25,7 @@ class Player:
     """Feed it with `put` and `pull` a frame every 1 / FPS s; thread-safe.
 
     player = Player()
-    live = performer.live(image, prompt, clock=player.position, hold=player.drop)
+    live = performer.live(image, prompt, clock=player.position, hold=player.drop, show=player.put)
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from threading import Lock
 
@@ -22,57 +22,14 @@ import numpy as np
 from torch import Tensor
 
 from livetalk.geometry import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from livetalk.streaming.block import Block, Dropped
 from livetalk.streaming.pace import Clock, Pace, frame_after
 from livetalk.streaming.performer import Performer, Picture
 from livetalk.streaming.sound import NOTHING, Resampler, Track, heard_until, mono
 from livetalk.streaming.take import Rendering, Take, Ticket
 
 Hold = Callable[[int], int]
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Consecutive frames uint8 [n, H, W, 3] from frame `first` of the stream on, and their sound, float32
-    [n * SAMPLES_PER_FRAME]. silent: none of that sound was pushed."""
-
-    frames: np.ndarray
-    sound: np.ndarray
-    first: int
-    silent: bool
-    ticket: Ticket
-
-    @property
-    def stop(self) -> int:
-        """One past its last frame."""
-        return self.first + len(self.frames)
-
-    @property
-    def start(self) -> float:
-        """When its first frame is shown, in seconds of the stream."""
-        return self.first / FPS
-
-    def until(self, frame: int) -> Block | None:
-        """What of it comes before `frame`; None if nothing does."""
-        if frame >= self.stop:
-            return self
-        count = max(0, frame - self.first)
-        shorter = replace(self, frames=self.frames[:count], sound=self.sound[: count * SAMPLES_PER_FRAME])
-        return shorter if count else None
-
-    def fresh(self) -> Block | None:
-        """What of it is still valid: the stream may have taken frames back since it was made."""
-        stale = self.ticket.stale_from
-        return self if stale is None else self.until(stale)
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """What an interruption took back: `frames` rendered ones from `first` on, which is where the stream goes on, and
-    `unheard` seconds of pushed sound that was not shown."""
-
-    first: int
-    frames: int
-    unheard: float
+Show = Callable[[Block], None]
 
 
 @dataclass
@@ -105,6 +62,9 @@ class Session:
     without it, sound is lost if frames are shown that were just taken back. Player.drop is one; it must not call the
     session.
 
+    show: takes a block whose frames are to be shown next, at once and before any others; Player.put is one. It lets
+    pictures go on while an interruption is carried out; without it they stand still.
+
     Without a clock nothing but pushed sound is rendered, and what `next_block` returned counts as shown. With one,
     rendering keeps the lead of StreamConfig over it, and fills with silence before the player runs dry.
     """
@@ -117,17 +77,21 @@ class Session:
         seed: int = 0,
         clock: Clock | None = None,
         hold: Hold | None = None,
+        show: Show | None = None,
     ) -> None:
         self.performer = performer
         self.listeners: list[Callable[[int], None]] = []
         self.seed = _whole(seed)
         self._pace = Pace(performer.config, clock)
         self._player_drops = hold or (lambda frame: frame)
+        self._show = show
         # Locks are taken in this order. `_state` is never held while a network runs.
         self._denoising, self._decoding, self._state = Lock(), Lock(), Lock()
         self._stops = 0
         # What was handed out lately, by its last frame; a drop may reach back further than what can be rendered again.
         self._handed: deque[tuple[int, Ticket]] = deque(maxlen=2 * performer.cache.journal)
+        # Of that, what was not shown yet: what the player has too, or will have.
+        self._unshown: list[Block] = []
         self._resampler = Resampler()
         text = performer.encode_prompt(prompt)
         self._take = Take(performer, performer.encode_picture(image), self.seed)
@@ -270,9 +234,15 @@ class Session:
         kept = frames[first - rendering.frames.start :]
         block = Block(kept, self._track.read(*span), self._base + first, silent, rendering.ticket)
         self._ready = stop
-        self._handed.append((block.stop, block.ticket))
+        self._hand_out(block)
         self._forget()
         return block
+
+    def _hand_out(self, block: Block) -> None:
+        self._handed.append((block.stop, block.ticket))
+        if self._show is not None:
+            now = frame_after(self._pace.played())
+            self._unshown = [one for one in self._unshown if one.stop > now] + [block]
 
     def _forget(self) -> None:
         """Lets go of what no block that can still be rendered hears or shows."""
@@ -357,6 +327,20 @@ class Session:
         # Now none is put into the player any more, and what is in there goes.
         return self._player_drops(self._base + cut) - self._base
 
+    def _shown_on(self, cut: int, seconds: float) -> Block | None:
+        """Frames from `cut` on, which the player has just let go of, as a block without sound: as many as are shown in
+        that time, and at most in the reserve, within which nothing new is laid. None where others are shown first, of
+        which some may still be on their way to the player."""
+        if self._show is None or self._base + cut > frame_after(self._pace.played()):
+            return None
+        count = frame_after(min(seconds, self.performer.config.reserve_ms / 1000))
+        first, stop = self._base + cut, self._base + min(cut + count, self._ready)
+        pieces = [one.frames[max(0, first - one.first) : max(0, stop - one.first)] for one in self._unshown]
+        if first >= stop or sum(map(len, pieces)) != stop - first:
+            return None
+        frames = np.concatenate(pieces)
+        return Block(frames, np.zeros(len(frames) * SAMPLES_PER_FRAME, np.float32), first, True, Ticket())
+
     def _take_back(self, block: int, cut: int) -> None:
         """Blocks from `block` on no longer hold; the next frame to be handed out is `cut`, or one before it."""
         for rendering in self._history:
@@ -364,6 +348,8 @@ class Session:
                 rendering.ticket.expire(self._base + cut)
         self._ready = min(self._ready, cut)
         self._begun = min(self._begun, block)
+        kept = (one.until(self._base + cut) for one in self._unshown)
+        self._unshown = [one for one in kept if one is not None]
 
     def _rewind(self) -> None:
         """Brings the take back to what holds. The caller has both of its locks."""
@@ -379,26 +365,31 @@ class Session:
 
     # Interruption
 
-    def interrupt(self, played_until: float | None = None) -> Dropped:
+    def interrupt(self, played_until: float | None = None, meanwhile: float = 0.0) -> Dropped:
         """Stops speaking: the stream goes on, silent, after the frames that begin before `played_until` seconds of it
         (by default the clock's position, or, without a clock, what was taken so far).
 
         Frames not shown, sound not heard and sound still waiting are dropped, and the model forgets them. Takes at most
         one block's time; frames are stale for `listeners` and Block.fresh at once, and none comes after it returns.
         Raises ValueError for a time before what can still be taken back.
+
+        meanwhile: seconds it takes to make a block. For so long, and at most for the reserve, the pictures that are
+        there are shown on, without sound: else the last one stands still until those that come instead are made.
         """
-        with self._stopped(played_until) as dropped:
+        with self._stopped(played_until, meanwhile) as dropped:
             return dropped
 
     @contextmanager
-    def _stopped(self, played_until: float | None) -> Iterator[Dropped]:
+    def _stopped(self, played_until: float | None, meanwhile: float) -> Iterator[Dropped]:
         """Drops what was not shown and lets nothing begin until the end; inside, the take rests and is rewound."""
         with self._state:
-            dropped = self._drop(self._hold(self._cut(played_until)))
+            heard = self._hold(self._cut(played_until))
+            stale = self._base + heard
+            dropped = self._drop(heard, self._shown_on(heard, meanwhile))
             # Whoever renders meanwhile sees this and drops its block; locks alone could let it begin another.
             self._stops += 1
         try:
-            self._notify(dropped.first)
+            self._notify(stale)
             with self._denoising, self._decoding:
                 self._rewind()
                 yield dropped
@@ -406,25 +397,34 @@ class Session:
             with self._state:
                 self._stops -= 1
 
-    def _drop(self, cut: int) -> Dropped:
-        """Frames from `cut` of the take on, and all sound after it."""
-        unheard = self._after(cut)
-        self._track.cut(cut * SAMPLES_PER_FRAME)
+    def _drop(self, heard: int, shown_on: Block | None) -> Dropped:
+        """All sound after frame `heard` of the take, and the frames after those that are shown on."""
+        unheard = self._after(heard)
+        self._track.cut(heard * SAMPLES_PER_FRAME)
         self._queue = _Sound([])
         self._resampler.reset()
+        cut = heard if shown_on is None else shown_on.stop - self._base
         frames = self._ready - cut
         self._take_back(self.performer.geometry.block_of(cut), cut)
+        if shown_on is not None:
+            self._unshown.clear()
+            self._hand_out(shown_on)
+            self._show(shown_on)
         return Dropped(self._base + cut, frames, unheard)
 
     def _cut(self, played_until: float | None) -> int:
         earliest = self._frames(self._oldest()).start
+        now = frame_after(self._pace.played()) - self._base if self._pace.live else self._ready
         if played_until is None:
-            # Right after a restart the player may still be in the take before, which stays as it is.
-            now = frame_after(self._pace.played()) - self._base if self._pace.live else self._ready
-            return min(self._ready, max(earliest, now))
-        if not (isfinite(played_until) and played_until >= 0):
+            cut = now
+        elif isfinite(played_until) and played_until >= 0:
+            cut = frame_after(played_until) - self._base
+        else:
             raise ValueError(f"played_until {played_until}: give seconds of the stream, 0 or more")
-        cut = min(self._ready, frame_after(played_until) - self._base)
+        if cut >= now:
+            # Right after a restart the player may still be in the take before, which stays as it is.
+            cut = max(earliest, cut)
+        cut = min(self._ready, cut)
         if cut < earliest:
             raise ValueError(
                 f"played_until {played_until:g} s is too long ago: no more than {(self._base + earliest) / FPS:g} s on "
@@ -443,14 +443,19 @@ class Session:
             return (self._base + self._frames(self._begun).start) / FPS
 
     def restart(
-        self, image: Picture, prompt: str | None = None, seed: int | None = None, played_until: float | None = None
+        self,
+        image: Picture,
+        prompt: str | None = None,
+        seed: int | None = None,
+        played_until: float | None = None,
+        meanwhile: float = 0.0,
     ) -> Dropped:
         """Interrupts and begins anew with another picture: from there on the stream is that of a new session, the
         numbering of frames apart. prompt, seed: as they were unless given."""
         reference = self.performer.encode_picture(image)
         text = None if prompt is None else self.performer.encode_prompt(prompt)
         seed = self.seed if seed is None else _whole(seed)
-        with self._stopped(played_until) as dropped, self._state:
+        with self._stopped(played_until, meanwhile) as dropped, self._state:
             self.seed = seed
             self._take.restart(reference, seed)
             self._begin(self._base + self._ready, self._prompts[-1][1] if text is None else text)

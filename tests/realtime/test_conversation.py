@@ -104,11 +104,11 @@ def test_an_interruption_whose_caller_gives_up():
     async def main():
         async with Conversation(offline(), stage) as conversation:
             await conversation.say("Sentence 1")
-            await asyncio.sleep(0.05)
+            before = await until(conversation.events(), lambda event: event == SpeechStarted(1))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(conversation.interrupt(), 0.02)
             assert await conversation.say("Sentence 2") == 2
-            return await until(conversation.events(), lambda event: event == SpeechEnded(2, True))
+            return before + await until(conversation.events(), lambda event: event == SpeechEnded(2, True))
 
     events = run(main())
     assert states(events)[-2:] == [State.THINKING, State.SPEAKING] and SpeechEnded(1, False) in events

@@ -51,8 +51,8 @@ def test_a_face_is_a_name_or_a_file():
 def cast(make) -> Cast:  # noqa: F811
     performer = quick(make(StreamConfig(lead_ms=300, reserve_ms=100), timesteps=(1000.0,)))
 
-    def session_of(image, prompt, clock, hold):
-        return Session(performer, image, prompt, 0, clock, hold)
+    def session_of(image, prompt, clock, hold, show):
+        return Session(performer, image, prompt, 0, clock, hold, show)
 
     run = LivekitRun(greeting="", port=0)
     return Cast(run, performer, FACE, "nods", session_of, lambda frame: frame, Counter(1), ToneVoice())

@@ -77,6 +77,60 @@ def test_speech_may_begin_before_the_end_of_what_an_interruption_kept(make, cloc
     assert block.first == 14 and cuts == [18, 14] and np.array_equal(block.sound, SECOND[:7000])
 
 
+def pulled(player: Player, count: int) -> list:
+    frames = [player.pull() for _ in range(count)]
+    assert None not in frames
+    return frames
+
+
+@pytest.mark.parametrize(("seconds", "cut"), [(0.0, 14), (0.2, 18), (0.3, 19), (9.0, 19)])
+def test_pictures_go_on_without_sound_while_others_are_made(make, seconds, cut):
+    """As long as a block takes, at most for the reserve: then comes what an interruption without it shows there."""
+    config, ends = StreamConfig(lead_ms=3000, reserve_ms=312), []
+    for shows_on in (True, False):
+        player = Player()
+        show = player.put if shows_on else None
+        session = make(config).session(FACE, "nods", 3, player.position, player.drop, show)
+        session.push_audio(FIRST[:40_000])
+        blocks = take(session, 3)
+        for block in blocks:
+            player.put(block)
+        pulled(player, 14)
+        dropped = session.interrupt(meanwhile=seconds)
+        assert dropped.unheard == pytest.approx(2.5 - 14 / FPS) and session.unheard == 0
+        assert dropped.first == (cut if shows_on else 14) and dropped.frames == blocks[-1].stop - dropped.first
+        on = pulled(player, dropped.first - 14)
+        assert player.pull() is None, "from here on pictures stand still"
+        for at, frame in enumerate(on, start=14):
+            assert frame.index == at and not frame.sound.any()
+            assert np.array_equal(frame.frame, frames_of(blocks)[at])
+        player.put(session.next_block())
+        ends.append(pulled(player, 21 - dropped.first)[-2:])
+        assert player.pull() is None
+    for one, other in zip(*ends, strict=True):
+        assert one.index == other.index and np.array_equal(one.frame, other.frame) and not one.sound.any()
+
+
+def test_what_is_shown_on_can_be_interrupted_and_is_the_old_picture_before_another(make):
+    player = Player()
+    session = make(StreamConfig(lead_ms=3000, reserve_ms=1000)).session(
+        FACE, "nods", 3, player.position, player.drop, player.put
+    )
+    session.push_audio(FIRST)
+    blocks = take(session, 3)
+    for block in blocks:
+        player.put(block)
+    pulled(player, 14)
+    assert session.interrupt(meanwhile=1.0).first == 30, "over the end of a block"
+    pulled(player, 3)
+    assert session.interrupt(meanwhile=0.25).first == 21
+    assert session.restart(OTHER_FACE, meanwhile=0.125).first == 19
+    assert np.array_equal([frame.frame for frame in pulled(player, 2)], frames_of(blocks)[17:19])
+    player.put(session.next_block())
+    fresh = make().session(OTHER_FACE, "nods", 3)
+    assert np.array_equal([frame.frame for frame in pulled(player, 9)], take(fresh, 1, fill=True)[0].frames)
+
+
 def test_interruptions_can_follow_each_other(performer):
     session, once = performer.session(FACE, "nods"), performer.session(FACE, "nods")
     for each in (session, once):
@@ -190,9 +244,9 @@ class Play:
         self.random = random.Random(seed)
         self.player = Player()
         performer = quick(make(PACES[seed % 3], timesteps=(1000.0,)))
-        clock, hold = self.player.position, self.player.drop
-        self.session = performer.session(FACE, "nods", seed, clock, hold)
-        self.pushed = self.unheard = 0
+        player = self.player
+        self.session = performer.session(FACE, "nods", seed, player.position, player.drop, player.put)
+        self.pushed = self.unheard = self.interruptions = 0
         self.witness = Witness()
         self.waiting = None
         self.bases = [0]
@@ -227,8 +281,10 @@ class Play:
             assert self.witness.missed <= self.unheard
 
     def interrupt(self) -> None:
-        later = self.random.choice([0, 0, 1, 3, 100])
-        dropped = self.session.interrupt(self.player.position() + later / FPS)
+        later = self.random.choice([None, 0, 1, 3, 100])
+        until = None if later is None else self.player.position() + later / FPS
+        dropped = self.session.interrupt(until, self.random.choice([0, 0.1, 0.3, 9]))
+        self.interruptions += 1
         self.unheard += round(dropped.unheard * 16_000)
         assert self.player.position() + self.player.lead <= dropped.first / FPS
 
@@ -236,7 +292,8 @@ class Play:
         self.session.set_prompt(self.random.choice(["nods", "smiles", "looks left"]))
 
     def restart(self) -> None:
-        dropped = self.session.restart(OTHER_FACE)
+        dropped = self.session.restart(OTHER_FACE, meanwhile=self.random.choice([0, 0.2]))
+        self.interruptions += 1
         self.unheard += round(dropped.unheard * 16_000)
         self.bases = [base for base in self.bases if base < dropped.first] + [dropped.first]
 
@@ -255,14 +312,22 @@ class Play:
         assert self.witness.heard + self.unheard == self.pushed, "all sound was shown or said to be unheard"
 
 
+def played(make, seeds: range, steps: int) -> int:
+    """How often they were interrupted."""
+    plays = [Play(make, seed) for seed in seeds]
+    for play in plays:
+        play.run(steps)
+    return sum(play.interruptions for play in plays)
+
+
 @pytest.mark.parametrize("seed", range(0, 200, 20))
 def test_any_order_of_events(make, seed):
-    for each in range(seed, seed + 20):
-        Play(make, each).run(40)
+    """200 interruptions and more in all."""
+    assert played(make, range(seed, seed + 20), 40) >= 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 2000, 100))
 def test_any_order_of_more_events(make, seed):
-    for each in range(seed, seed + 100):
-        Play(make, each).run(120)
+    """Thousands of interruptions in all."""
+    assert played(make, range(seed, seed + 100), 120) >= 300

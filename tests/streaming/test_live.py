@@ -98,7 +98,7 @@ def interrupted_from_aside(performer, overlap: bool, turns: int, seed: int) -> N
     every sample of sound was shown or said to be unheard."""
     player, witness, dice = Player(), Witness(), Random(seed)
     shown = Condition()
-    session = performer.session(FACE, "nods", clock=player.position, hold=player.drop)
+    session = performer.session(FACE, "nods", 0, player.position, player.drop, player.put)
 
     def watch():
         for block in live:
@@ -120,7 +120,8 @@ def interrupted_from_aside(performer, overlap: bool, turns: int, seed: int) -> N
                 until = witness.frames + dice.randint(0, 20)
                 assert shown.wait_for(lambda: witness.frames >= until, 20)  # noqa: B023
             if dice.random() < 0.7:
-                unheard += round(live.interrupt(player.position() + dice.choice([0, 0.1])).unheard * 16_000)
+                until = dice.choice([None, player.position(), player.position() + 0.1])
+                unheard += round(live.interrupt(until).unheard * 16_000)
         live.finish()
         watcher.join(20)
     assert not watcher.is_alive() and witness.heard + unheard == pushed
@@ -144,7 +145,7 @@ def test_at_the_pace_of_a_player(make, overlap):
     """Silence, an answer, an interruption and another picture, shown frame by frame as they come."""
     player = Player()
     session = make(StreamConfig(lead_ms=900, reserve_ms=400)).session(
-        FACE, "nods", clock=player.position, hold=player.drop
+        FACE, "nods", clock=player.position, hold=player.drop, show=player.put
     )
     with Live(session, overlap) as live:
         shown = []

@@ -112,7 +112,7 @@ class Call:
         self._player, self._playout = player, Playout(player, still, finish, self._seen)
         make = partial(
             *(SharedSession, studio.performer, picture, prompt, run.seed),
-            *(player.position, self._playout.drop, studio.turns),
+            *(player.position, self._playout.drop, self._playout.show, studio.turns),
         )
         self._live = Live(await self._aside(make))
         self._parts.push_async_callback(self._aside, self._live.close)
@@ -246,8 +246,10 @@ class Call:
             await self._aside(partial(self._live.set_prompt, message.text))
         self._send(protocol.Done(message.type))
 
-    async def _interrupt(self, at: float) -> None:
+    async def _interrupt(self, at: float, talking: bool = False) -> None:
         stopped = await self._conversation.interrupt() is not None
+        # Who began to talk is heard from here on, not only when the last picture of the answer is gone.
+        self._talking = self._talking or talking
         await self._playout.settled()
         if stopped:
             self.studio.metrics.interrupting.observe(time.monotonic() - at)
@@ -257,8 +259,7 @@ class Call:
             raise Refused("not_now", "the button works with the microphone in mode push")
         if on:
             # Who wants to speak wants the other to stop.
-            await self._interrupt(at)
-            self._talking = True
+            await self._interrupt(at, talking=True)
         else:
             await self._let_go()
 

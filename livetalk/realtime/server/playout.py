@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from livetalk.geometry import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from livetalk.streaming.block import Block
 from livetalk.streaming.player import Player, Shown
 
 SEND_RATE = 48_000
@@ -93,8 +94,14 @@ class Playout:
         self._stale = self._ticks
         return kept
 
+    def show(self, block: Block) -> None:
+        """For Session's show: frames of what was dropped that are shown on, without sound, while others are made."""
+        self._player.put(block)
+        self._stale += len(block.frames)
+
     async def settled(self) -> None:
-        """Returns when all that was taken before the latest drop is sent, a tick and a half at most."""
+        """Returns when all that was taken before the latest drop is sent, a tick and a half at most, and all that was
+        shown on after it."""
         if self._origin is not None:
             await self._until(self._stale / FPS)
 

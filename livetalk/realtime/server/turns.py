@@ -12,7 +12,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from livetalk.streaming.performer import Performer, Picture
-from livetalk.streaming.session import Block, Hold, Session
+from livetalk.streaming.session import Block, Hold, Session, Show
 from livetalk.streaming.take import Rendering
 
 
@@ -62,9 +62,10 @@ class SharedSession(Session):
         seed: int,
         clock: Callable[[], float],
         hold: Hold,
+        show: Show,
         turns: Turns,
     ) -> None:
-        super().__init__(performer, image, prompt, seed, clock, hold)
+        super().__init__(performer, image, prompt, seed, clock, hold, show)
         self._turns = turns
 
     def denoise_next(self, fill: bool = False) -> Rendering | None:

@@ -142,6 +142,23 @@ def test_what_was_taken_before_a_drop_is_sent_before_it_is_settled():
     assert waited < 0.15 and after >= 0
 
 
+def test_what_is_shown_on_after_a_drop_is_sent_before_it_is_settled():
+    async def cut():
+        player = Player()
+        player.put(block(0, 20, np.full(20 * SAMPLES_PER_FRAME, 0.5)))
+        playout = Playout(player, STILL, lambda frame: frame)
+        running = asyncio.create_task(playout.run())
+        await asyncio.sleep(0.2)
+        first = playout.drop(0)
+        playout.show(block(first, 4, np.zeros(4 * SAMPLES_PER_FRAME)))
+        await playout.settled()
+        running.cancel()
+        return player.position() * FPS - first, playout.repeated, player.lead
+
+    shown, repeated, lead = asyncio.run(cut())
+    assert 4 <= shown and repeated <= 1 and lead == 0
+
+
 def test_a_slow_taker_loses_the_oldest_frames_and_nothing_else():
     player = Player()
     player.put(block(0, 30))

@@ -91,7 +91,7 @@ def test_sessions_render_one_at_a_time_and_the_same_as_alone(performer):
         return session
 
     turns, frames = Turns(), {}
-    lives = [Live(watch(Watched(performer, FACE, "nods", seed, None, None, turns))) for seed in range(3)]
+    lives = [Live(watch(Watched(performer, FACE, "nods", seed, None, None, None, turns))) for seed in range(3)]
     for live in lives:
         live.push_audio(speech(6 * 16_000))
         live.finish()
