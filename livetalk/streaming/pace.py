@@ -19,7 +19,8 @@ class StreamConfig:
 
     lead: a block is begun only while less than this is ready and not yet shown; afterwards up to a block more is.
     reserve: the time a block may take from its beginning to the player. Silence is rendered when no more than this is
-    left to show, and what is to be shown within it is no longer taken back when speech comes.
+    left to show, what is to be shown within it is no longer taken back when speech comes, and no more than that is
+    shown on, silent, after an interruption.
     prebuffer: sound that must have been pushed before speech begins after silence. 0 suits talkers that are faster than
     real time; a microphone needs a block and the encoder's look-ahead, about 1000.
     backlog_s: seconds of sound that may wait to be rendered.

@@ -435,7 +435,9 @@ class Session:
     # Changes in mid-stream
 
     def set_prompt(self, prompt: str) -> float:
-        """Describes the movement anew, from the next block on. Returns when that is shown, in seconds of the stream."""
+        """Describes the movement anew, from the next block on. Returns when that is shown, in seconds of the stream.
+
+        The cache keeps what was made under the old prompt: docs/realtime.md has the figures."""
         text = self.performer.encode_prompt(prompt)
         self._take.follow()
         with self._state:
