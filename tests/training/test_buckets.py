@@ -119,12 +119,13 @@ def test_rows_that_do_not_divide_are_refused_before_the_first_step():
         require_rows(6, group)
 
 
-def test_there_is_room_for_the_compiled_layers_of_all(monkeypatch):
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)
-    room_to_compile(1)
-    assert torch._dynamo.config.recompile_limit == 8
-    room_to_compile(3)
-    assert torch._dynamo.config.recompile_limit == 24
+def test_there_is_room_for_the_compiled_layers_of_all():
+    # Its own way to patch: after monkeypatch's the setting would be gone.
+    with torch._dynamo.config.patch(recompile_limit=8):
+        room_to_compile(1)
+        assert torch._dynamo.config.recompile_limit == 8
+        room_to_compile(3)
+        assert torch._dynamo.config.recompile_limit == 24
 
 
 def test_folders_are_named_with_commas():
