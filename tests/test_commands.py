@@ -162,7 +162,7 @@ def test_help(command, capsys, name):
     assert f"usage: bash scripts/{name}.sh" in text and "world.face_model=" in text
 
 
-@pytest.mark.parametrize("name", ["train_nano", "train_teacher", "make_world"])
+@pytest.mark.parametrize("name", [*TRAINING, "make_world"])
 def test_a_dry_run_ends_with_the_memory_and_leaves_nothing(command, capsys, tmp_path, name):
     assert command(name, "--dry-run") == 0
     assert re.fullmatch(r"total memory: \d+\.\d\d GiB", capsys.readouterr().out.splitlines()[-1])

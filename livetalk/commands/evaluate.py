@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from livetalk.commands.evaluation_clips import VOICE2, EvaluationClip, has_voice
 from livetalk.commands.memory import bytes_of, table
 from livetalk.commands.train_dmd import train_dmd
 from livetalk.conditions import Conditions, group_audio
-from livetalk.config import END_SECONDS, EvaluateRun, TeacherSampling, load
+from livetalk.config import END_SECONDS, METHODS, EvaluateRun, TeacherSampling, load
+from livetalk.data.world.labels import ATTRIBUTES
 from livetalk.data.world.prompts import measure
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.evaluation import verdicts
@@ -35,9 +37,9 @@ from livetalk.evaluation.report import Report, main_table, verdict_table, write_
 from livetalk.families import SMALL, CausalSampler, TeacherSampler, decodes_small
 from livetalk.geometry import FPS, frames_of_latents, latents_of_frames
 from livetalk.media import pixels_of, to_unit
-from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.dit import WanDiT
 from livetalk.models.small_decoder import TrueColours
-from livetalk.parts import family_part, load_part, missing_parts, read_config, require_parts
+from livetalk.parts import KINDS, load_part, missing_parts, read_config, require_parts
 from livetalk.rollout import Noise
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ SLOW_SECONDS = 10  # what takes longer is timed once
 TEACHER_TO_STUDENT = 15  # how many times as fast the student is to be, on a CPU
 AUDIO_FRAMES = 4096  # video frames whose sound is encoded at a time
 DEBUG = CONFIGS / "train_dmd_debug.yaml"
+DEBUG_PARTS, DEBUG_TEACHER = CONFIGS / "train_nano_debug.yaml", CONFIGS / "train_teacher_debug.yaml"
 
 KEYS = """
 family=FOLDER      the family to measure, by its own frozen judges
@@ -191,12 +194,14 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
             f"world.size={run.world.size} and geometry.width={run.geometry.width}, geometry.height="
             f"{run.geometry.height} differ: make them equal"
         )
-    if not dry_run:
-        start_parts(run)
-    methods = present_methods(run)
+    to_be_made = makes_parts(run)
+    if to_be_made and not dry_run:
+        train_dmd(replace(load(DEBUG, run="train_dmd"), device=run.device))
     if dry_run:
-        print(memory(run, device, methods))
+        sizes = sizes_to_be(run) if to_be_made else sizes_of(run, present_methods(run))
+        print(memory(run, device, sizes))
         return
+    methods = present_methods(run)
     settle_gpu()
     require_voice(run.world, run.split)
     bench = Bench(run, device, methods)
@@ -225,11 +230,25 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
     print(run.output)
 
 
-def start_parts(run: EvaluateRun) -> None:
-    """The debug run's family is made by the other debug runs, student and all, where nothing is there yet."""
-    settings = load(DEBUG, run="train_dmd")
-    if run.family == settings.family and missing_parts(run.family, (*PARTS, "teacher", "judges")):
-        train_dmd(replace(settings, device=run.device))
+def makes_parts(run: EvaluateRun) -> bool:
+    """Whether the other debug runs make the family first, student and all: the debug run's, where it is not there."""
+    family = load(DEBUG, run="train_dmd").family
+    return run.family == family and bool(missing_parts(family, (*PARTS, "teacher", "judges")))
+
+
+def sizes_to_be(run: EvaluateRun) -> dict[str, Any]:
+    """The configs of the parts that the other debug runs will have made."""
+    nano, teacher = load(DEBUG_PARTS, run="train_nano"), load(DEBUG_TEACHER, run="train_teacher")
+    sizes = {"vae": nano.vae, SMALL: nano.small_decoder, "audio": nano.audio, "text": teacher.text}
+    sizes["judges"] = replace(nano.judges, attributes=ATTRIBUTES)
+    return sizes | dict.fromkeys(run.methods or ("teacher", *STUDENTS), teacher.dit)
+
+
+def sizes_of(run: EvaluateRun, methods: Sequence[str]) -> dict[str, Any]:
+    """The configs of the family's parts that the run uses."""
+    small = [] if missing_parts(run.family, [SMALL]) else [SMALL]
+    kinds = {name: KINDS[name][1] for name in (*PARTS, *small, *methods)} | {"judges": JudgesConfig}
+    return {name: read_config(Path(run.family) / name, kind) for name, kind in kinds.items()}
 
 
 def present_methods(run: EvaluateRun) -> list[str]:
@@ -386,18 +405,17 @@ def _frames(clips: Sequence[EvaluationClip]) -> Tensor:
     return torch.from_numpy(np.stack([clip.frames for clip in clips]))
 
 
-def memory(run: EvaluateRun, device: torch.device, methods: Sequence[str]) -> str:
-    """What an evaluation would take. The rows marked so are estimates from above of what is alive together."""
+def memory(run: EvaluateRun, device: torch.device, sizes: dict[str, Any]) -> str:
+    """What an evaluation would take, of parts of these sizes. The rows marked so are estimates from above of what is
+    alive together."""
     dtype, size, geometry = precision_of("auto", device), run.world.size, run.geometry
-    small = [] if missing_parts(run.family, [SMALL]) else [SMALL]
     with torch.device("meta"):
-        modules = {name: family_part(run.family, name).build() for name in (*PARTS, *small)}
-        generators = {name: WanDiT(read_config(Path(run.family) / name, DiTConfig)) for name in methods}
-        judges = Judges(read_config(Path(run.family) / "judges", JudgesConfig))
-        students = [CausalSampler(generators[name], geometry, run.causal) for name in methods if name in STUDENTS]
+        modules = {name: KINDS[name][0](config) for name, config in sizes.items() if name != "judges"}
+        judges = Judges(sizes["judges"])
+        generators = {name: module for name, module in modules.items() if name in METHODS}
+        students = [CausalSampler(generators[name], geometry, run.causal) for name in STUDENTS if name in generators]
         caches = [student.new_cache(dtype, "meta", run.batch) for student in students]
-    cast = {"vae", *small, *generators}
-    modules |= generators
+    cast = {"vae", SMALL, *generators}
     rows = {name: bytes_of(module.parameters(), dtype if name in cast else None) for name, module in modules.items()}
     rows["judges"] = bytes_of(judges.parameters())
     if caches:

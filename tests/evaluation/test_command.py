@@ -226,9 +226,21 @@ def test_the_debug_run_makes_its_family_and_no_other(tmp_path, monkeypatch):
     for other in (replace(debug, family="runs/mine"), load(CONFIGS / "evaluate.yaml", ["family=none", "device=cpu"])):
         with pytest.raises(ValueError, match="no weights for"):
             evaluate_family(other)
-    with pytest.raises(ValueError, match="no weights for"):
-        evaluate_family(debug, dry_run=True)
     assert len(asked) == 1
+
+
+def test_a_dry_run_of_the_debug_run_needs_no_weights(tmp_path, monkeypatch, capsys):
+    """It plans with the sizes that the debug runs of all stages give their parts."""
+    monkeypatch.chdir(tmp_path)
+    debug = load(CONFIGS / "evaluate_debug.yaml", ["device=cpu"])
+    evaluate_family(debug, dry_run=True)
+    shown = capsys.readouterr().out
+    parts = ("vae", "small_decoder", "audio", "text", "teacher", "student", "student_ode", "judges")
+    assert all(f"\n{name} " in shown for name in parts) and "total memory: " in shown.splitlines()[-1]
+    evaluate_family(replace(debug, methods=("student",)), dry_run=True)
+    assert "teacher" not in capsys.readouterr().out and not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no weights for"):
+        evaluate_family(replace(debug, family="runs/mine"), dry_run=True)
 
 
 def test_a_dry_run_counts_students_and_caches(run, capsys):
