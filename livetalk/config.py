@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from livetalk.checks import at_least, known_name, known_part
 from livetalk.data.curation.settings import PrepareRun
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
@@ -21,7 +22,6 @@ from livetalk.models.audio import AudioConfig
 from livetalk.models.dit import DiTConfig
 from livetalk.models.kv_cache import POSITIONS
 from livetalk.models.lora import LoraTraining
-from livetalk.models.sizes import at_least
 from livetalk.models.small_decoder import SmallDecoderConfig
 from livetalk.models.text import TextConfig
 from livetalk.models.vae import VAEConfig
@@ -49,17 +49,6 @@ SOURCES = ("teacher", "teacher_causal")
 SCORES = ("teacher", "score")
 SIZES_PUBLISHED = ("1.3b", "14b")
 END_SECONDS = 10  # of a long clip's start and end that are compared
-
-
-def _known_name(name: str) -> None:
-    path = Path(name)
-    if path.is_absolute() or not path.parts or ".." in path.parts:
-        raise ValueError(f"name={name}: the run lies below runs/, give a plain name")
-
-
-def _known_part(part: int, parts: int) -> None:
-    if not 0 <= part < max(1, parts) or parts < 1:
-        raise ValueError(f"part={part} of parts={parts}: parts count from 0, and there is at least 1")
 
 
 def _known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
@@ -168,8 +157,8 @@ class NanoRun:
     audio_train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
-        _known_name(self.name)
-        at_least(1, self, "clips", "held_out", "frames", "judges_frames")
+        known_name(self.name)
+        at_least(1, self, "clips", "held_out", "frames", "judges_frames", "audio_others")
         for name in ("vae_train", "decoder_train", "small_decoder_train", "judges_train", "audio_train"):
             if getattr(self, name).shard:
                 raise ValueError(f"{name}.shard=true: these networks are small, leave it out")
@@ -215,9 +204,9 @@ class TeacherRun:
     project: str = "livetalk"
 
     def __post_init__(self) -> None:
-        _known_name(self.name)
+        known_name(self.name)
         at_least(1, self, "clips", "clip_latents", "shard", "chunk")
-        _known_part(self.part, self.parts)
+        known_part(self.part, self.parts)
         if self.lora.rank and (self.flow.causal or self.train.ema):
             raise ValueError(
                 f"lora.rank={self.lora.rank} with flow.causal={self.flow.causal}, train.ema={self.train.ema}: adapters "
@@ -298,10 +287,10 @@ class PairsRun:
     world: WorldConfig = WorldConfig()
 
     def __post_init__(self) -> None:
-        _known_name(self.name)
+        known_name(self.name)
         at_least(1, self, "count", "held_out", "shard", "chunk", "steps")
         at_least(0, self, "seed")
-        _known_part(self.part, self.parts)
+        known_part(self.part, self.parts)
         _known_guidance("", self.text_scale, self.audio_scale)
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
@@ -354,7 +343,7 @@ class OdeRun:
     project: str = "livetalk"
 
     def __post_init__(self) -> None:
-        _known_name(self.name)
+        known_name(self.name)
         at_least(1, self, "chunk", "shown")
         _known_source(self.source)
 
@@ -404,7 +393,7 @@ class DmdRun:
     project: str = "livetalk"
 
     def __post_init__(self) -> None:
-        _known_name(self.name)
+        known_name(self.name)
         at_least(1, self, "shown")
         _known_source(self.source)
         if self.score not in SCORES:

@@ -88,8 +88,11 @@ class Geometry:
                 raise ValueError(
                     f"{name} {size} is not a positive multiple of {token} pixels: use {_near(size, token)}"
                 )
-        if self.block < 1 or self.clip_latents % self.block:
-            raise ValueError(f"a clip of {self.clip_latents} latents is not a whole number of blocks of {self.block}")
+        if self.block < 1 or self.clip_latents < 1 or self.clip_latents % self.block:
+            raise ValueError(
+                f"a clip of {self.clip_latents} latents is not a whole number of blocks of {self.block}: make "
+                "clip_latents a multiple of block"
+            )
         if not 0 <= self.anchors <= self.window - self.block:
             raise ValueError(
                 f"window {self.window} cannot hold {self.anchors} anchors and a block of {self.block} latents: "

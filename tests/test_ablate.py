@@ -189,10 +189,10 @@ def test_a_family_is_laid_of_links_which_are_mended(tmp_path):
 MISTAKES = {
     "variants=[plane]": "variants: 'plane' is not known: use some of baseline",
     "only=all": "only=all is not known: use one of runs, long, report",
-    "part=2": "part=2, parts=1",
+    "part=2": "part=2 of parts=1",
     "spoiled=0": "spoiled=0.0",
     "plain_rates=0": "plain_rates=0.0",
-    "steps=0": "steps=0 must be at least 1",
+    "steps=0": "steps=0: give 1 or more",
     "long_seconds=5": "give 0, or 20 or more",
     "dmd_config=train_ode.yaml": "is for train_ode: name one for train_dmd",
     "results=[none.json]": "none.json not found",

@@ -135,7 +135,7 @@ MISTAKES = {
     ("train_nano", "device=tpu"): "device 'tpu'",
     ("train_nano", "device=cuda"): "use device=cpu",
     ("train_nano", "vae_train.step=3"): "did you mean 'steps'",
-    ("train_nano", "vae_train.steps=0"): "at least 1",
+    ("train_nano", "vae_train.steps=0"): "steps=0: give 1 or more",
     ("train_teacher", "world.face_model=none.npz"): "bash scripts/train_nano.sh",
     ("generate_ode_pairs", "source=critic"): "teacher and teacher_causal",
     ("train_teacher", "flow.causal=7"): "flow.causal=7",

@@ -21,10 +21,11 @@ SOURCES = sorted([*ROOT.glob("livetalk/**/*.py"), *ROOT.glob("OmniAvatar/**/*.py
 SCRIPTS = sorted(ROOT.glob("scripts/*.py"))
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 
-BASE = {"geometry", "flow", "conditions"}
+BASE = {"geometry", "flow", "conditions", "checks"}
 # Who may import whom, by room: the first part of a module's name below livetalk, or OmniAvatar.
 ARROWS = {
     "geometry": set(),
+    "checks": set(),
     "devices": set(),
     "graphs": set(),
     "flow": BASE,
@@ -36,14 +37,14 @@ ARROWS = {
     "rollout": {*BASE, "models"},
     "parts": {*BASE, "models"},
     "data": {*BASE, "models", "media", "devices", "espeak", "faces"},
-    "evaluation": {"geometry", "media", "faces"},
+    "evaluation": {"geometry", "checks", "media", "faces"},
     "OmniAvatar": {*BASE, "models", "data"},
     "training": {*BASE, "models", "rollout", "data", "media", "graphs"},
     "streaming": {*BASE, "models", "rollout", "media", "graphs"},
     "realtime": {"geometry", "streaming", "media", "espeak"},
     # The wiring: what composes rooms that do not know each other. Nothing but these may import config.
     "schemas": set(),
-    "config": {"schemas", "geometry", "models", "training", "data", "evaluation", "streaming", "realtime"},
+    "config": {"schemas", "geometry", "checks", "models", "training", "data", "evaluation", "streaming", "realtime"},
     "families": {*BASE, "config", "devices", "models", "rollout", "parts", "pipeline", "streaming", "OmniAvatar"},
     "cli": {"config"},
     "commands": {

@@ -316,7 +316,7 @@ def test_mistakes(footage, prepared, family, tmp_path):
     for word, reason in (
         ("height=65", "multiple of 16"),
         ("part=2", "parts count from 0"),
-        ("held_out=-1", "at least 0"),
+        ("held_out=-1", "held_out=-1: give 0 or more"),
     ):
         with pytest.raises(ValueError, match=reason):
             settings(footage, family, word)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from livetalk.checks import at_least, known_name, known_part
 from livetalk.evaluation.metrics import Estimate, bootstrap_interval, mean_or_nan, plain
 from livetalk.evaluation.report import unique
 
@@ -91,8 +92,9 @@ class AblateRun:
                 raise ValueError(f"variants: {variant!r} is not known: use some of {', '.join(ABLATIONS)}")
         if self.only and self.only not in HALVES:
             raise ValueError(f"only={self.only} is not known: use one of {', '.join(HALVES)}, or leave it out for all")
-        if not 0 <= self.part < self.parts:
-            raise ValueError(f"part={self.part}, parts={self.parts}: parts count from 0")
+        known_name(self.name)
+        known_part(self.part, self.parts)
+        at_least(0, self, "seeds")
         if not 0 < self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number above 0, at most 1")
         if self.plain_scale < 0 or self.plain_rates <= 0 or self.seconds < 0:
@@ -100,9 +102,7 @@ class AblateRun:
                 f"plain_scale={self.plain_scale}, plain_rates={self.plain_rates}, seconds={self.seconds}: give a scale "
                 "and seconds of 0 or more, and rates above 0"
             )
-        for name in ("count", "held_out", "shown", "steps", "save_every", "short_ode", "long_clips", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        at_least(1, self, "count", "held_out", "shown", "steps", "save_every", "short_ode", "long_clips", "batch")
 
 
 def higher(value: float, teacher: float) -> float:

@@ -18,6 +18,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from livetalk.checks import at_least
 from livetalk.media import to_unit
 
 # The world's tracks that judges read. The mouth's opening stands first: losses count it more.
@@ -50,8 +51,10 @@ class JudgesConfig:
                 raise ValueError(f"judges.{name} must be five multiples of 4, got {widths}")
         if not set(NEEDED) <= set(self.tracks) or self.tracks[0] != NEEDED[0]:
             raise ValueError(f"judges.tracks must begin with {NEEDED[0]} and hold {NEEDED}, got {self.tracks}")
-        if self.size % 32:
-            raise ValueError(f"judges.size must be a multiple of 32, got {self.size}")
+        at_least(4, self, "face_widths", "identity_widths")
+        at_least(1, self, "face_features", "identity_features", "embedding", "video_width", "video_features")
+        if self.size < 32 or self.size % 32:
+            raise ValueError(f"judges.size must be a multiple of 32, got size={self.size}")
 
     @property
     def frame_features(self) -> int:

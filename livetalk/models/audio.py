@@ -20,8 +20,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from livetalk.checks import at_least
 from livetalk.geometry import SAMPLES_PER_FRAME, clip_frames
-from livetalk.models.sizes import at_least
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)

@@ -18,10 +18,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from livetalk.checks import at_least
 from livetalk.conditions import Conditions
 from livetalk.geometry import LATENT_CHANNELS, PATCH, TIME_STRIDE
 from livetalk.models.attention import Attend, Grid, View, attention
-from livetalk.models.sizes import at_least
 
 MODULATIONS = 6
 

@@ -20,7 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from livetalk.models.sizes import at_least
+from livetalk.checks import at_least
 
 PAD, END = "<pad>", "</s>"
 

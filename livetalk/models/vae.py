@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from livetalk.models.sizes import at_least
+from livetalk.checks import at_least
 from livetalk.models.vae_layers import (
     CausalConv3d,
     ChannelNorm,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from livetalk.checks import at_least, decays
 from livetalk.geometry import SAMPLES_PER_FRAME
 from livetalk.models.audio import AudioEncoder, AudioHeads
 from livetalk.training.disturb import Disturbances, disturbed
@@ -36,8 +37,9 @@ class AudioTrainingConfig:
     disturbances: Disturbances = Disturbances()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.others < 1:
-            raise ValueError(f"audio_training.others={self.others} is no share: give a number from 0 to under 1")
+        at_least(1, self, "frames")
+        at_least(0, self, "naming", "curves", "kept")
+        decays(self, "others")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE
+from livetalk.checks import at_least
+from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE, frames_of_latents, latents_of_frames
 from livetalk.media import to_unit
 from livetalk.models.vae import WanVAE
 from livetalk.training.losses import moving_weight
@@ -37,6 +38,13 @@ class AutoencoderConfig:
     motion: float = 0.0
     long_frames: int = 65
     long_every: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "crop", "kl", "edges", "moving", "motion", "long_every")
+        for name in ("frames", "long_frames"):
+            frames = getattr(self, name)
+            if frames < 1 or frames != frames_of_latents(latents_of_frames(frames)):
+                raise ValueError(f"autoencoder.{name}={frames}: give 1, 5, 9 or so on, whole latents")
 
 
 def reconstruction_error(video: Tensor, decoded: Tensor, moving: float, begins: bool = True) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from livetalk.checks import at_least
 from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE
 from livetalk.media import to_unit
 from livetalk.models.small_decoder import SmallDecoder
@@ -38,16 +39,20 @@ class SmallDecoderTraining:
     motion: float = 3.0
     moving: float = 2.0
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "latents", "history", "start_every", "whole_every")
+        at_least(0, self, "crop", "edges", "motion", "moving")
+
 
 class SmallDecoderObjective:
     """latents [N, 16, F, h, w] and their clips uint8 [N, T, H, W, 3], both on the training device."""
 
     def __init__(self, decoder: SmallDecoder, latents: Tensor, clips: Tensor, config: SmallDecoderTraining) -> None:
         shown, there = config.history + config.latents, latents.shape[2]
-        if min(config.latents, config.history) < 1 or shown >= there or min(config.start_every, config.whole_every) < 1:
+        if shown >= there:
             raise ValueError(
-                f"{config}: windows of history + latents, both at least 1, fit into clips of {there} latents with one "
-                "to spare, and start_every and whole_every are at least 1"
+                f"small_decoder_training.history={config.history} and latents={config.latents}: both fit into clips of "
+                f"{there} latents with one to spare"
             )
         side = SPACE_STRIDE * min(latents.shape[3:])
         if config.crop % SPACE_STRIDE or not 0 <= config.crop <= side:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from livetalk import flow
+from livetalk.checks import above, at_least, shares
 from livetalk.conditions import Conditions, group_audio
 from livetalk.data.encoded import EncodedClips
 from livetalk.models.attention import BlockCausal, FullAttention
@@ -35,6 +36,10 @@ class FlowMatchingConfig:
     causal: int = 0
 
     def __post_init__(self) -> None:
+        shares(self, "drop_audio", "drop_text", "continued")
+        at_least(1, self, "latents", "prefix")
+        at_least(0, self, "moving")
+        above(0, self, "shift")
         if self.causal < 0 or self.causal > self.latents:
             raise ValueError(
                 f"flow.causal={self.causal}: choose 0 (bidirectional) or up to {self.latents} frames a block"

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from livetalk.checks import above, at_least, decays
 from livetalk.models.dit import WanDiT
 from livetalk.training import checkpoint, distributed, going_on, sharding
 from livetalk.training.ema import EMA
@@ -48,6 +49,11 @@ class Learning:
     final_lr: float = 0.0
     clip: float = 1.0
     ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "lr", "weight_decay", "warmup", "final_lr")
+        above(0, self, "clip")
+        decays(self, "betas", "ema")
 
     def rate_at(self, step: int, steps: int) -> float:
         """Learning rate of a step of `steps`: linear warm-up, then a cosine down to final_lr * lr."""
@@ -83,13 +89,12 @@ class TrainConfig(Sharding, Learning):
     keep: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Sharding.__post_init__(self)
+        Learning.__post_init__(self)
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision {self.precision!r}: choose bf16 or fp32")
-        if min(self.steps, self.batch, self.accumulate) < 1:
-            raise ValueError(
-                f"steps {self.steps}, batch {self.batch} and accumulate {self.accumulate} must be at least 1"
-            )
+        at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep")
+        at_least(0, self, "until", "seconds", "seed")
         if self.shard and self.graph:
             raise ValueError("graph=true and shard=true do not go together: captured steps cannot gather weights")
         if self.at_once and self.accumulate > 1:

@@ -78,8 +78,8 @@ def test_latents_are_those_of_the_vae():
     ("change", "reason"),
     [
         ({"latents": 6}, "fit into clips of 7"),
-        ({"history": 0}, "at least 1"),
-        ({"whole_every": 0}, "at least 1"),
+        ({"history": 0}, "history=0: give 1 or more"),
+        ({"whole_every": 0}, "whole_every=0: give 1 or more"),
         ({"crop": 12}, "multiple of 8"),
         ({"crop": 40}, "up to 32"),
     ],

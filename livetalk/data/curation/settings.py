@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from livetalk.checks import at_least, known_name, known_part
 from livetalk.data.curation.limits import Limits
 from livetalk.geometry import Geometry, bucket, frames_of_latents
 
@@ -54,11 +55,11 @@ class PrepareRun:
 
     def __post_init__(self) -> None:
         Geometry(*self.shape)
-        for name, least in (("clip_latents", 2), ("shard", 1), ("chunk", 1), ("workers", 1), ("held_out", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        if not 0 <= self.part < self.parts:
-            raise ValueError(f"part={self.part} of parts={self.parts}: parts count from 0")
+        known_name(self.name)
+        at_least(2, self, "clip_latents")
+        at_least(1, self, "shard", "chunk", "workers")
+        at_least(0, self, "held_out", "sheet", "seed")
+        known_part(self.part, self.parts)
 
     @property
     def frames(self) -> int:

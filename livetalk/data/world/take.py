@@ -14,6 +14,7 @@ from multiprocessing.pool import Pool
 
 import numpy as np
 
+from livetalk.checks import at_least, shares
 from livetalk.data.world.motion import Motion, make_motion
 from livetalk.data.world.prompts import Attributes, describe
 from livetalk.data.world.sentences import sentence
@@ -49,12 +50,9 @@ class WorldConfig:
     fastest: float = 180.0
 
     def __post_init__(self):
-        for name in ("silent", "from_rest"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} is no share: give a number from 0 to 1")
-        for name in ("size", "supersample", "train_people", "dev_people", "test_people"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        shares(self, "silent", "from_rest")
+        at_least(1, self, "size", "supersample", "train_people", "dev_people", "test_people")
+        at_least(0, self, "seed")
         if not 0 < self.slowest <= self.fastest:
             raise ValueError(f"slowest={self.slowest} and fastest={self.fastest} words a minute are no range")
 

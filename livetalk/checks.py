@@ -1,0 +1,51 @@
+"""What the settings of networks and runs check at the door: numbers, and names of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def at_least(least: int, config: Any, *names: str) -> None:
+    """Raises ValueError unless the fields `names` of a config, numbers or tuples of them, are `least` or more."""
+    for name in names:
+        value = getattr(config, name)
+        if value == ():
+            raise ValueError(f"{name}=[]: give at least one, of {least} or more")
+        if min(value if isinstance(value, tuple) else (value,)) < least:
+            raise ValueError(f"{name}={value}: give {least} or more")
+
+
+def above(bound: float, config: Any, *names: str) -> None:
+    """As at_least, unless the fields are more than `bound`."""
+    for name in names:
+        if not (value := getattr(config, name)) > bound:
+            raise ValueError(f"{name}={value}: give more than {bound}")
+
+
+def decays(config: Any, *names: str) -> None:
+    """As at_least, unless the fields are from 0 to under 1: shares that an average keeps of what it was."""
+    for name in names:
+        value = getattr(config, name)
+        if not all(0 <= number < 1 for number in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name}={value}: give 0 or more, under 1")
+
+
+def shares(config: Any, *names: str) -> None:
+    """As at_least, unless the fields are from 0 to 1."""
+    for name in names:
+        if not 0 <= (value := getattr(config, name)) <= 1:
+            raise ValueError(f"{name}={value} is no share: give a number from 0 to 1")
+
+
+def known_name(name: str) -> None:
+    """Raises ValueError unless a run of this name lies below runs/."""
+    path = Path(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        raise ValueError(f"name={name}: the run lies below runs/, give a plain name")
+
+
+def known_part(part: int, parts: int) -> None:
+    """Raises ValueError unless there is a `part`, counted from 0, of so many parts."""
+    if not 0 <= part < max(1, parts) or parts < 1:
+        raise ValueError(f"part={part} of parts={parts}: parts count from 0, and there is at least 1")
