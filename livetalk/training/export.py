@@ -43,6 +43,8 @@ class ExportRun:
         for name, given, known in (("layout", self.layout, LAYOUTS), ("precision", self.precision, PRECISIONS)):
             if given not in known:
                 raise ValueError(f"{name} {given!r} is not known: use {' or '.join(known)}")
+        if self.output and Path(self.output).suffix != ".safetensors":
+            raise ValueError(f"output={self.output}: it is a file of weights, give a name that ends in .safetensors")
 
 
 def found(folder: str | Path) -> Path:

@@ -32,10 +32,12 @@ def weights_of(trainer, module, averaged):
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_one_published_file_of_the_newest_checkpoint(trained, averaged, tmp_path, capsys):
-    run = ExportRun(checkpoint=str(trained.folder), averaged=averaged, precision="float32", output=str(tmp_path / "a"))
+    run = ExportRun(
+        checkpoint=str(trained.folder), averaged=averaged, precision="float32", output=str(tmp_path / "a.safetensors")
+    )
     export(run)
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "a")
-    wanted, found = weights_of(trained, "student", averaged), load_file(tmp_path / "a")
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "a.safetensors")
+    wanted, found = weights_of(trained, "student", averaged), load_file(tmp_path / "a.safetensors")
     assert wanted.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in wanted.items())
     with torch.device("meta"):
@@ -45,8 +47,8 @@ def test_one_published_file_of_the_newest_checkpoint(trained, averaged, tmp_path
 
 def test_a_large_module_is_read_in_portions(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("livetalk.training.export.PORTION", 20_000)
-    export(ExportRun(checkpoint=str(trained.folder), precision="float32", output=str(tmp_path / "c")))
-    wanted, found = weights_of(trained, "student", True), load_file(tmp_path / "c")
+    export(ExportRun(checkpoint=str(trained.folder), precision="float32", output=str(tmp_path / "c.safetensors")))
+    wanted, found = weights_of(trained, "student", True), load_file(tmp_path / "c.safetensors")
     assert all(torch.equal(value, found[name]) for name, value in wanted.items())
 
 
@@ -83,3 +85,5 @@ def test_settings_are_checked_at_the_door():
         load(None, ["layout=comfy"], run="export")
     with pytest.raises(ValueError, match="precision 'fp8'"):
         load(None, ["precision=fp8"], run="export")
+    with pytest.raises(ValueError, match="output=x.mp4: .* ends in .safetensors"):
+        load(None, ["output=x.mp4"], run="export")
