@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,18 @@ def known_part(part: int, parts: int) -> None:
     """Raises ValueError unless there is a `part`, counted from 0, of so many parts."""
     if not 0 <= part < max(1, parts) or parts < 1:
         raise ValueError(f"part={part} of parts={parts}: parts count from 0, and there is at least 1")
+
+
+def made_folder(key: str, folder: str | Path, written: bool = True) -> Path:
+    """The folder that setting `key` names, made where it is not there yet; unless `written`, it need only be read.
+
+    Raises ValueError if it cannot be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{key}={folder} cannot be made ({error.strerror}): name another folder") from error
+    if written and not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{key}={folder} cannot be written to: name another folder, or mend its rights")
+    return folder

@@ -11,10 +11,11 @@ import errno
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -102,10 +103,17 @@ def nano_or_debug(name: str) -> Path:
     return path
 
 
+def command_of(name: str, settings: Mapping[str, Any]) -> str:
+    """The line that runs a command with these settings, to be copied into a shell."""
+    return shlex.join(["bash", f"scripts/{name}.sh", *(f"{key}={value}" for key, value in settings.items())])
+
+
 def _load(name: str, path: str | Path | None, overrides: list[str]) -> Any:
     loaded = config.load(path, overrides, run=name)
     if not isinstance(loaded, config.RUNS[name]):
-        raise ValueError(f"config {path} is for {loaded.run}: run bash scripts/{loaded.run}.sh --config {path}")
+        raise ValueError(
+            f"config {path} is for {loaded.run}: run bash scripts/{loaded.run}.sh --config {shlex.quote(str(path))}"
+        )
     return _from_anywhere(loaded)
 
 

@@ -90,6 +90,12 @@ def test_random_weights_keep_signals_finite():
     assert bench.randomise(layers)(torch.randn(2, 64)).isfinite().all()
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(bench, "performer_of", lambda *arguments: pytest.fail("it has begun"))
+    with pytest.raises(ValueError, match="output=/proc/x cannot be made"):
+        bench.bench(replace(RUN, output="/proc/x"))
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

@@ -67,6 +67,12 @@ def test_the_published_sizes_are_counted_without_memory(capsys):
     assert totals[2] < 130, "one card of 141 GB holds it"
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(bench_training, "measure", lambda *arguments: pytest.fail("it has begun"))
+    with pytest.raises(ValueError, match="output=/proc/x cannot be made"):
+        bench_training.bench_training(BenchTrainingRun(device="cpu", output="/proc/x"))
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from livetalk.cli import nano_or_debug
+from livetalk.commands import train_ode
 from livetalk.commands.memory import activation_bytes, training_rows
-from livetalk.commands.train_teacher import inference_command
-from livetalk.config import TeacherRun
+from livetalk.commands.train_teacher import inference_command, pairs_command
+from livetalk.config import CausalSampling, OdeRun, TeacherRun
 from livetalk.media import read_audio
 from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import TrainConfig
@@ -203,3 +204,12 @@ def test_the_inference_command_says_only_what_differs():
     run = TeacherRun(family="runs/a", flow=FlowMatchingConfig(latents=12, prefix=3))
     wanted = "bash scripts/inference.sh model=runs/a sampler=teacher geometry.clip_latents=12 teacher.prefix=3"
     assert inference_command(run) == wanted
+
+
+def test_a_printed_command_can_be_copied_into_a_shell():
+    family = "runs/it's mine; really"
+    run = TeacherRun(family=family)
+    for line, said in ((inference_command(run), f"model={family}"), (pairs_command(run), f"family={family}")):
+        assert said in shlex.split(line)
+    student = train_ode.inference_command(OdeRun(family=family, causal=CausalSampling((1000.0, 500.0))))
+    assert {f"model={family}", "causal.timesteps=[1000.0,500.0]"} <= set(shlex.split(student))

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from livetalk.checks import made_folder
 from livetalk.cli import CONFIGS
 from livetalk.commands.evaluate import STUDENTS, Bench
 from livetalk.commands.generate_ode_pairs import make_pairs, start_parts
@@ -70,6 +71,7 @@ def ablate(run: AblateRun, dry_run: bool = False) -> None:
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("ablate is one process: start several with part=I parts=N instead of torchrun")
+    made_folder("output", run.output)
     settle_gpu()
     print(f"ablate: {run.name} on {whole.device}, {len(whole.mine())} runs in {whole.folder}", flush=True)
     if run.only in ("", "runs"):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from livetalk.checks import made_folder
 from livetalk.commands import inference, latency, memory
 from livetalk.commands.memory import bytes_of
 from livetalk.config import InferenceRun
@@ -87,6 +88,7 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
     if dry_run:
         print(dry(run, dtype))
         return
+    made_folder("output", run.output)
     settle_gpu()
     began = time.perf_counter()
     usual = performer_of(run, device, dtype)
@@ -114,7 +116,6 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
         paths[1:] = [path if path.flops[0] else replace(path, flops=paths[0].flops) for path in paths[1:]]
     told = about(run, usual, limits) | {"s to load": loaded, "s in all": time.perf_counter() - began}
     output = Path(run.output) / f"{run.preset}-{usual.geometry.width}x{usual.geometry.height}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     content = {"about": told, "paths": {path.name: path.as_dict(limits) for path in paths}, "settings": asdict(run)}
     output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(
@@ -259,7 +260,6 @@ def written(session: Session, path: Path) -> None:
             torch.cuda.synchronize()
         rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)[:KERNELS]
         lines += [f"{name}:", *(f"{row.self_device_time_total / 1e3:9.3f} ms {row.count:6d} {row.key}" for row in rows)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

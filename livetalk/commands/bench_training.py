@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from livetalk.checks import made_folder
 from livetalk.commands import memory
 from livetalk.commands.memory import bytes_of
 from livetalk.data.pairs import STORED, OdePairs
@@ -124,6 +125,8 @@ def bench_training(run: BenchTrainingRun, dry_run: bool = False) -> None:
         print("\n".join(dry(run, case) for case in run.cases))
         return
     device = distributed.join(device_of(run.device))
+    if distributed.rank() == 0:
+        made_folder("output", run.output)
     settle_gpu()
     first, processes = distributed.rank() == 0, distributed.ranks()
     if first:
@@ -141,7 +144,6 @@ def bench_training(run: BenchTrainingRun, dry_run: bool = False) -> None:
     if first:
         told = about(device, processes, limits)
         output = Path(run.output) / f"{run.preset}-{run.geometry.width}x{run.geometry.height}-{processes}.json"
-        output.parent.mkdir(parents=True, exist_ok=True)
         content = {"about": told, "cases": {name: case.as_dict(limits) for name, case in cases.items()}}
         output.write_text(json.dumps(content | {"settings": asdict(run)}, indent=1) + "\n", encoding="utf-8")
         print("; ".join(f"{key} {value}" for key, value in told.items()))

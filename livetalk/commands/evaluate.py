@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from livetalk.checks import made_folder
 from livetalk.cli import CONFIGS
 from livetalk.commands.evaluation_clips import VOICE2, EvaluationClip, has_voice, make_clips, require_voice
 from livetalk.commands.memory import bytes_of, table
@@ -202,6 +203,7 @@ def evaluate_family(run: EvaluateRun, dry_run: bool = False) -> None:
         print(memory(run, device, sizes))
         return
     methods = present_methods(run)
+    made_folder("output", run.output)
     settle_gpu()
     require_voice(run.world, run.split)
     bench = Bench(run, device, methods)

@@ -27,7 +27,6 @@ def live(run: BenchRun, performer: Performer) -> None:
         serving.warm(studio)
         found = asyncio.run(latency.measure(studio, talkers))
     output = Path(run.output) / f"{run.preset}-live.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     content = {"milliseconds": [{stage: round(1000 * s, 1) for stage, s in one.items()} for one in found]}
     output.write_text(json.dumps(content | {"settings": asdict(run)}, indent=1) + "\n", encoding="utf-8")
     print(f"first frame after a typed sentence, {performer.device.type}, {len(found)} sentences")

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from livetalk.checks import made_folder
+from livetalk.cli import command_of
 from livetalk.commands.cached import AT_ONCE, CachedText
 from livetalk.commands.memory import bytes_of, table
 from livetalk.config import PrepareRun
@@ -86,6 +88,8 @@ def prepare_data(run: PrepareRun, dry_run: bool = False) -> None:
     parts = encoders_of(run.model, ENCODERS)
     if run.features and run.model in PUBLISHED:
         raise ValueError(f"features={run.features}: name a family as model, bash scripts/make_family.sh makes one")
+    if run.features:
+        made_folder("features", run.features)
     print(f"prepare_data: {len(videos)} videos in {task.footage}, {len(todo)} to look at, to {root}", flush=True)
     task.folder.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(run, name) for name in KEPT_OF_RUN}
@@ -126,8 +130,9 @@ def listed(
 
 def next_command(run: PrepareRun, root: Path, count: int, held_out: int) -> str:
     """The command that makes pairs of the clips."""
-    command = f"bash scripts/generate_ode_pairs.sh name={run.name} prepared={root} count={count} held_out={held_out}"
-    return f"{command} geometry.height={run.shape[0]} geometry.width={run.shape[1]}"
+    settings = {"name": run.name, "prepared": root, "count": count, "held_out": held_out}
+    height, width = run.shape
+    return command_of("generate_ode_pairs", {**settings, "geometry.height": height, "geometry.width": width})
 
 
 # Looking at videos

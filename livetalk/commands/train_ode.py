@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from livetalk.cli import CONFIGS
+from livetalk.cli import CONFIGS, command_of
 from livetalk.commands.cached import AT_ONCE, CachedText, text_encoder
 from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import PREPARED, make_pairs
@@ -337,7 +337,7 @@ def inference_command(run: OdeRun) -> str:
     known = flat(default)
     if run.causal.timesteps != default.causal.timesteps:
         wanted["causal.timesteps"] = f"[{','.join(map(str, run.causal.timesteps))}]"
-    return " ".join(["bash scripts/inference.sh", *(f"{k}={v}" for k, v in wanted.items() if v != known[k])])
+    return command_of("inference", {key: value for key, value in wanted.items() if value != known[key]})
 
 
 def geometries(run: OdeRun | DmdRun) -> list[Geometry]:

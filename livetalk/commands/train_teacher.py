@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from livetalk.cli import CONFIGS
+from livetalk.cli import CONFIGS, command_of
 from livetalk.commands import finetune
 from livetalk.commands.memory import activation_bytes, table, training_rows
 from livetalk.commands.train_nano import card_of, train_nano
@@ -222,7 +222,7 @@ def made_parts(run: TeacherRun) -> tuple[str, ...]:
 
 def pairs_command(run: TeacherRun) -> str:
     """The command that makes pairs with this run's causal teacher."""
-    return f"bash scripts/generate_ode_pairs.sh family={run.family} source={made_parts(run)[0]}"
+    return command_of("generate_ode_pairs", {"family": run.family, "source": made_parts(run)[0]})
 
 
 def inference_command(run: TeacherRun) -> str:
@@ -237,7 +237,7 @@ def inference_command(run: TeacherRun) -> str:
         "teacher.prefix": run.flow.prefix,
     }
     known = flat(default)
-    return " ".join(["bash scripts/inference.sh", *(f"{k}={v}" for k, v in wanted.items() if v != known[k])])
+    return command_of("inference", {key: value for key, value in wanted.items() if value != known[key]})
 
 
 def export(run: TeacherRun, trainer: Trainer) -> dict[str, float]:

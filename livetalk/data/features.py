@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from livetalk.checks import made_folder
 from livetalk.data.encoded import write_whole
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,12 @@ def _files(paths: Iterable[Path]) -> Iterable[Path]:
 class FeatureCache:
     """Features of one encoder, by the bytes that they were made of.
 
-    Rows of zeros at the end, such as the padding of a text, are not stored.
+    Rows of zeros at the end, such as the padding of a text, are not stored. Raises ValueError for a folder that is not
+    there and cannot be made; one that can only be read will do while nothing is missing.
     """
 
     def __init__(self, folder: str | Path, identity: str) -> None:
-        self.folder = Path(folder) / identity
+        self.folder = made_folder("features", folder, written=False) / identity
 
     def path(self, content: bytes) -> Path:
         name = hashlib.sha256(content).hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from livetalk.checks import made_folder
 from livetalk.data.world.clip import Clip, World
 from livetalk.data.world.take import WorldConfig
 from livetalk.devices import device_of
@@ -51,8 +52,7 @@ def write_samples(config: WorldSamples) -> Path:
     phoneme) and sheet.png (all clips, twelve moments each); returns the path of sheet.png."""
 
     device = device_of(config.device)
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder("output", config.output)
     rows = []
     with World(config.world, device) as world:
         for index in range(config.start, config.start + config.clips):

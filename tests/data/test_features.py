@@ -49,6 +49,13 @@ def test_an_encoder_is_known_by_every_byte_of_its_files(tmp_path):
         identity_of(tmp_path / "none")
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in ("/proc/x", tmp_path / "file" / "x"):
+        with pytest.raises(ValueError, match=f"features={folder} cannot be made"):
+            FeatureCache(folder, "one")
+
+
 def test_a_note_is_made_once(tmp_path):
     cache, asked = FeatureCache(tmp_path, "one"), []
     for _ in range(2):
