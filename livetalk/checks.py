@@ -1,8 +1,10 @@
-"""What the settings of networks and runs check at the door: numbers, and names of runs."""
+"""What is checked at the door: the numbers and names of settings, and the files that people name."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +67,26 @@ def made_folder(key: str, folder: str | Path, written: bool = True) -> Path:
     if written and not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{key}={folder} cannot be written to: name another folder, or mend its rights")
     return folder
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, with or without the mark that some editors put first (BOM). Raises ValueError, naming the
+    line, for another encoding."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: this is not UTF-8, save the file as UTF-8 text") from error
+
+
+def read_json(path: str | Path, remedy: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The mapping in a JSON file, which holds at least `keys`. Raises ValueError, with the remedy, for another."""
+    try:
+        found = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no mapping but a {type(found).__name__}: {remedy}")
+    if missing := [key for key in keys if key not in found]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: {remedy}")
+    return found

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from livetalk import checks
 from livetalk.checks import made_folder
 from livetalk.cli import CONFIGS
 from livetalk.commands.evaluate import STUDENTS, Bench
@@ -466,7 +467,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def read_json(path: Path, otherwise: dict) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else otherwise
+    return checks.read_json(path, f"name a whole {path.name}", otherwise) if path.is_file() else otherwise
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from livetalk.checks import read_text
 from livetalk.cli import CONFIGS
 from livetalk.commands.cached import CachedAudio, text_encoder
 from livetalk.commands.memory import bytes_of, table
@@ -53,7 +54,8 @@ name=NAME              pairs go to runs/NAME/pairs; the same name continues wher
 family=FOLDER          the family whose teacher is followed
 source=teacher_causal  follow the causal teacher (train_teacher.sh flow.causal=3) instead of the bidirectional one
 count=N held_out=N     pairs to train on, and pairs to judge training by
-manifest=FILE          lines prompt@@image@@audio to use instead of the synthetic world; the last ones are held out
+manifest=FILE          lines prompt@@image@@audio to use instead of the synthetic world; the last ones are held out;
+                       files are sought from the manifest's folder, then from the current one
 prepared=FOLDER        what prepare_data left, runs/NAME: its clips, and those that it held out
 clips=FOLDER           encoded clips, such as runs/NAME/clips, to train on instead of freshly made ones
 text_scale=S audio_scale=S  the teacher's guidance
@@ -291,25 +293,27 @@ def first_frame(take: Take) -> Motion:
 
 
 def read_manifest(path: str | Path) -> list[tuple[str, str, str]]:
-    """Prompt, image and audio of every line `prompt@@image@@audio`; files are relative to the manifest.
+    """Prompt, image and audio of every line `prompt@@image@@audio`; files are relative to the manifest or, where that
+    finds nothing, to the current folder, as in the published lists.
 
-    Raises ValueError, naming the line, for another form or a file that is not there.
+    Raises ValueError, naming the line, for another form, text that is not UTF-8, or a file that is not there.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"manifest {path} is not a file: give one with lines prompt@@image@@audio")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         parts = [part.strip() for part in line.split("@@")]
         if len(parts) != 3 or not all(parts):
             raise ValueError(f"{path}, line {number}: {line!r} is not prompt@@image@@audio")
         prompt, *files = parts
-        found = [path.parent / name for name in files]
-        missing = [str(file) for file in found if not file.is_file()]
-        if missing:
-            raise ValueError(f"{path}, line {number}: {', '.join(missing)} not found")
+        found = [next((at for at in (path.parent / name, Path(name)) if at.is_file()), None) for name in files]
+        if missing := [name for name, at in zip(files, found, strict=True) if at is None]:
+            raise ValueError(
+                f"{path}, line {number}: {', '.join(missing)} not found, neither from {path.parent} nor from here"
+            )
         rows.append((prompt, *map(str, found)))
     return rows
 

@@ -20,10 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from livetalk.checks import read_json
 from livetalk.media import to_unit
 
 log = logging.getLogger(__name__)
 INDEX = "index.json"
+REMADE = "remove the folder, and make its clips again"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def claim(index: Path, description: dict) -> None:
     """Writes the index of a folder, or raises ValueError naming what differs from the one that is there."""
     description = json.loads(json.dumps(description))
     if index.exists():
-        there = json.loads(index.read_text())
+        there = read_json(index, REMADE)
         differing = sorted(key for key in {*there, *description} if there.get(key) != description.get(key))
         if differing:
             raise ValueError(
@@ -147,7 +149,7 @@ def first_shards(folder: Path, count: int | None) -> list[Path]:
     index = Path(folder) / INDEX
     if not index.is_file():
         raise ValueError(f"{folder} holds no clips: run bash scripts/train_teacher.sh to make them")
-    description = json.loads(index.read_text())
+    description = read_json(index, REMADE, ("count", "shard"))
     count = description["count"] if count is None else count
     if count > description["count"]:
         raise ValueError(f"{count} clips wanted of {folder}, which is to hold {description['count']}: ask for fewer")
@@ -183,7 +185,7 @@ def description_of(folder: Path) -> dict:
     index = Path(folder) / INDEX
     if not index.is_file():
         raise ValueError(f"{folder} holds no prepared clips: make them with bash scripts/prepare_data.sh")
-    return json.loads(index.read_text(encoding="utf-8"))
+    return read_json(index, REMADE, ("count", "size"))
 
 
 def several(folders: str) -> list[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from livetalk.checks import read_json
 from livetalk.conditions import Conditions, group_audio
 from livetalk.data import encoded
 from livetalk.geometry import frames_of_latents
@@ -130,8 +131,9 @@ def _index(folder: Path) -> dict:
     path = folder / encoded.INDEX
     if not path.is_file():
         raise ValueError(f"{folder} holds no ODE pairs: {REMEDY}")
-    index = json.loads(path.read_text(encoding="utf-8"))
-    if "settings" not in index or index["hash"] != settings_hash(index["settings"]):
+    index = read_json(path, f"remove {folder} and {REMEDY}")
+    whole = {"settings", "hash", "count", "shard", "shapes"} <= index.keys()
+    if not whole or index["hash"] != settings_hash(index["settings"]):
         raise ValueError(f"{path} does not describe ODE pairs, or was changed by hand: remove {folder} and {REMEDY}")
     return index
 
@@ -146,7 +148,7 @@ def complete(folder: Path) -> bool:
     index = Path(folder) / encoded.INDEX
     if not index.is_file():
         return False
-    promised = json.loads(index.read_text(encoding="utf-8"))
+    promised = read_json(index, f"remove {folder} and {REMEDY}", ("shard", "count"))
     return all(
         encoded.shard_path(folder, start // promised["shard"]).is_file()
         for start in range(0, promised["count"], promised["shard"])

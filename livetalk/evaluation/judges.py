@@ -18,7 +18,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from livetalk.checks import at_least
+from livetalk.checks import at_least, read_json
 from livetalk.media import to_unit
 
 # The world's tracks that judges read. The mouth's opening stands first: losses count it more.
@@ -262,7 +262,7 @@ def load_judges(folder: str | Path, device: str | torch.device = "cpu") -> Judge
     if not pieces or not (folder / CONFIG_FILE).is_file():
         missing = WEIGHTS_FILE if (folder / CONFIG_FILE).is_file() else CONFIG_FILE
         raise ValueError(f"no judges in {folder}: {missing} is missing; train them or give their folder")
-    stored = json.loads((folder / CONFIG_FILE).read_text())
+    stored = read_json(folder / CONFIG_FILE, "export the judges again")
     odd = set(stored) ^ {field.name for field in fields(JudgesConfig)}
     if odd:
         raise ValueError(f"{folder / CONFIG_FILE} does not fit these judges: {sorted(odd)} missing or unknown")

@@ -171,3 +171,13 @@ def test_a_shard_holds_any_tensors_and_its_prompts(tmp_path):
     write(tmp_path, 3, 2, {}, make)
     tensors, prompts = read_shard(shard_path(tmp_path, 1))
     assert tensors["frames"].tolist() == [[2, 2]] and prompts == ["ä"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"{", "is not JSON"), (b"[]", "no mapping but a list"), (b"{}", "lacks count, size"), (b"\xff", "not UTF-8")],
+)
+def test_an_index_that_is_none_is_named(tmp_path, content, reason):
+    (tmp_path / encoded.INDEX).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / encoded.INDEX}.*{reason}"):
+        encoded.description_of(tmp_path)

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
         pairs.load(folder, run.timesteps, teacher)
 
 
-def test_a_manifest_and_encoded_clips_are_sources_too(run, tmp_path):
+def test_a_manifest_is_a_source_too(run, tmp_path):
     shutil.copy(EXAMPLE_IMAGE, tmp_path / "face.png")
     manifest = tmp_path / "list.txt"
     manifest.write_text(f"nods@@face.png@@{EXAMPLE_AUDIO}\n\nturns left@@face.png@@{EXAMPLE_AUDIO}\n")
@@ -171,6 +171,24 @@ def test_a_manifest_and_encoded_clips_are_sources_too(run, tmp_path):
         with pytest.raises(ValueError, match=message):
             read_manifest(manifest)
 
+
+def test_a_manifest_of_other_editors_and_places_is_read(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("lists/face.png", "face.png", "voice.wav"):
+        Path(name).touch()
+    manifest = Path("lists/a.txt")
+    manifest.write_bytes("nods@@face.png@@voice.wav\r\n".encode("utf-8-sig"))
+    assert read_manifest(manifest) == [("nods", "lists/face.png", "voice.wav")], "its own folder comes first"
+    manifest.write_bytes("nods@@face.png@@voice.wav\nn\u00e4ht@@a.png@@b.wav\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="a.txt, line 2: this is not UTF-8"):
+        read_manifest(manifest)
+    manifest.write_text("nods@@b.png@@voice.wav\n")
+    with pytest.raises(ValueError, match="line 1: b.png not found, neither from lists nor from here"):
+        read_manifest(manifest)
+
+
+def test_encoded_clips_are_a_source_too(run, tmp_path):
     def make(start, stop):
         latents = torch.randn(stop - start, 16, 7, 8, 8).bfloat16()
         channels = load_part(run.family, "audio").config.channels
