@@ -5,7 +5,7 @@ import torch
 
 from livetalk.media import pixels_of
 from livetalk.models.vae import VAEConfig, WanVAE
-from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder, plain_norm_silu
+from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder, conv, folded, plain_norm_silu, woven
 
 
 def vae(dtype=torch.float64, config=None) -> WanVAE:
@@ -78,3 +78,13 @@ def test_the_sum_is_kept_for_the_shortcut():
     assert torch.equal(total, x + bias + other)
     normal = torch.nn.functional.normalize(total, dim=-1) * 8**0.5 * gamma
     torch.testing.assert_close(out, torch.nn.functional.silu(normal))
+
+
+def test_a_folded_convolution_is_that_of_the_enlarged_picture():
+    torch.manual_seed(0)
+    large = torch.nn.Conv2d(4, 3, 3, padding=1).double()
+    x = torch.randn(2, 5, 7, 4, dtype=torch.float64)
+    wanted = large(torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), scale_factor=2.0)).permute(0, 2, 3, 1)
+    found = woven(conv(folded(large), x)) + large.bias
+    assert found.shape == wanted.shape == (2, 10, 14, 3)
+    torch.testing.assert_close(found, wanted)
