@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +15,7 @@ from livetalk.realtime import smollm
 from livetalk.realtime.echo import EchoTalker
 from livetalk.realtime.offline import OfflineTalker
 from livetalk.realtime.openai import OpenAITalker
-from livetalk.realtime.settings import TalkerConfig
+from livetalk.realtime.settings import RealtimeServer, TalkerConfig
 from livetalk.realtime.smollm import PENALTY, SmolLM2
 from livetalk.realtime.talker import Speech
 from livetalk.realtime.talkers import Talkers, make_talker
@@ -37,6 +38,25 @@ WRONG = {
 def test_impossible_settings(name):
     with pytest.raises(ValueError, match=f"talker.{name}={WRONG[name]!r}"):
         TalkerConfig(**{name: WRONG[name]})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "http://a"},
+        {"turn_detection": "mine"},
+        {"dialect": "old"},
+        {"rate": 1},
+        {"connect_s": 0},
+        {"answer_s": 0},
+        {"retries": -1},
+        {"backoff_s": 0},
+    ],
+)
+def test_impossible_settings_of_a_server(wrong):
+    (name, value) = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"server.{name}={value!r}"):
+        replace(RealtimeServer(), **wrong)
 
 
 def test_settings_come_from_yaml():
@@ -213,3 +233,9 @@ def test_piper_speaks():
 
     speech, seconds = run(main(), 60)
     assert speech.rate == 22_050 and np.abs(speech.pcm).max() > 0.1 and seconds < 5
+
+
+def test_websockets_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "websockets.asyncio.client", None)
+    with pytest.raises(ValueError, match=r"pip install -e \"\.\[realtime\]\""):
+        make_talker(TalkerConfig(kind="openai-realtime"))
