@@ -171,13 +171,14 @@ class TeacherRun:
     family: folder with the frozen parts, into which the teacher is exported; clips of clip_latents latent frames,
     longer than a window of flow.latents, so that windows can continue others. part of parts: with parts > 1 the process
     only renders its part of the clips to runs/NAME/frames, so that several can share the work; a later one encodes
-    them. start: a family whose teacher and text encoder the run begins with. With flow.causal the teacher (of `start`,
-    else of `family`) becomes one that sees no later blocks, part `teacher_causal`; its text encoder stays as it is.
-    With lora.rank that teacher learns adapters of its layers alone, from prepared clips; its text encoder stays as it
-    is, and the sum is exported as `teacher`. features: as in PairsRun, of prompts, for that. prepared: what
-    prepare_data left (runs/NAME), whose clips are taken instead of the world's; several such folders, with commas
-    between them, may be of a shape each (training/buckets.py). tracking: figures to Weights & Biases, too (off,
-    offline, online), as one of the runs of `project`.
+    them. With keep_frames=false pictures are encoded as they are rendered, in parts too, and not kept. start: a family
+    whose teacher and text encoder the run begins with. With flow.causal the teacher (of `start`, else of `family`)
+    becomes one that sees no later blocks, part `teacher_causal`; its text encoder stays as it is. With lora.rank that
+    teacher learns adapters of its layers alone, from prepared clips; its text encoder stays as it is, and the sum is
+    exported as `teacher`. features: as in PairsRun, of prompts, for that. prepared: what prepare_data left (runs/NAME),
+    whose clips are taken instead of the world's; several such folders, with commas between them, may be of a shape each
+    (training/buckets.py). tracking: figures to Weights & Biases, too (off, offline, online), as one of the runs of
+    `project`.
     """
 
     run: str = "train_teacher"
@@ -194,6 +195,7 @@ class TeacherRun:
     part: int = 0
     parts: int = 1
     workers: int = 16
+    keep_frames: bool = True
     world: WorldConfig = WorldConfig()
     dit: DiTConfig = DiTConfig.nano()
     text: TextConfig = TextConfig.nano()

@@ -17,6 +17,7 @@ from livetalk.commands import train_ode
 from livetalk.commands.memory import activation_bytes, training_rows
 from livetalk.commands.train_teacher import inference_command, pairs_command
 from livetalk.config import CausalSampling, OdeRun, TeacherRun
+from livetalk.data import encoded
 from livetalk.media import read_audio
 from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import TrainConfig
@@ -66,6 +67,14 @@ def test_the_debug_chain(command, capsys):
     family = Path("runs/nano-debug/family")
     assert {path.name for path in family.iterdir()} == {"vae", "small_decoder", "audio", "judges", "text", "teacher"}
     assert json.loads((family / "teacher/card.json").read_text())["steps"] == 2
+
+    for part in range(2):
+        parts = [*QUICK["train_teacher"][:-2], "shard=1", "world.supersample=1", f"part={part}", "parts=2"]
+        assert command("train_teacher", "name=few", *parts, "keep_frames=false") == 0
+    one, other = (encoded.load(Path(f"runs/{name}/clips")) for name in ("nano-debug", "few"))
+    assert torch.equal(one.latents, other.latents) and torch.equal(one.audio, other.audio)
+    assert one.prompts == other.prompts and not Path("runs/few/frames").exists()
+    capsys.readouterr()
 
     words = shlex.split(lines[-1].removeprefix("use it: "))
     assert words[:2] == ["bash", "scripts/inference.sh"]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from operator import mul
 from pathlib import Path
@@ -44,6 +46,7 @@ DEBUG_PARTS = CONFIGS / "train_nano_debug.yaml"
 KEYS = """
 name=NAME              clips and checkpoints go to runs/NAME; the same name continues where a run stopped
 family=FOLDER          the family whose VAE and audio encoder encode the clips, and which the teacher joins
+keep_frames=false      encode clips as they are rendered and keep no pictures, which take 5 MB a clip
 train.steps=N          length of the schedule
 prepared=FOLDER        clips of your own videos, as prepare_data left them in runs/NAME, instead of the world's;
                        prepared=FOLDER,FOLDER: of several shapes, of which each step takes one
@@ -65,38 +68,55 @@ def frozen_parts(run: TeacherRun) -> None:
         train_nano(replace(settings, name=run.name, family=run.family, device=run.device, world=run.world))
 
 
-def render(run: TeacherRun, folder: Path, device: torch.device, part: tuple[int, int]) -> None:
-    """Renders a part of the training clips into `folder`, as far as they are not there yet."""
+Made = tuple[dict[str, Tensor], list[str]]
+
+
+@contextmanager
+def drawing(run: TeacherRun, device: torch.device) -> Iterator[Callable[[int, int], Made]]:
+    """What renders the training clips from one to before another: frames uint8, sound and prompts."""
     frames = frames_of_latents(run.clip_latents)
     workers = min(run.workers, os.cpu_count() or 1) if run.clips > 64 else 0
     with World(run.world, device=device, workers=workers) as world:
 
-        def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
-            shown, sound, prompts = [], [], []
-            for batch in world.stream("train", range(start, stop), frames):
-                shown.append(batch.frames.cpu())
-                sound += [torch.from_numpy(take.pcm) for take in batch.takes]
-                prompts += [take.prompt for take in batch.takes]
-            return {"frames": torch.cat(shown), "pcm": torch.stack(sound)}, prompts
+        def draw(start: int, stop: int) -> Made:
+            batches = list(world.stream("train", range(start, stop), frames))
+            takes = [take for batch in batches for take in batch.takes]
+            pcm = torch.stack([torch.from_numpy(take.pcm) for take in takes])
+            return {"frames": torch.cat([b.frames for b in batches]), "pcm": pcm}, [take.prompt for take in takes]
 
-        encoded.write(folder, run.clips, run.shard, {"world": asdict(run.world), "frames": frames}, make, part)
+        yield draw
+
+
+@contextmanager
+def rendered(run: TeacherRun, folder: Path) -> Iterator[Callable[[int, int], Made]]:
+    """What reads the same of what `render` left."""
+    yield lambda start, stop: encoded.read_shard(encoded.shard_path(folder, start // run.shard))
+
+
+def render(run: TeacherRun, folder: Path, device: torch.device, part: tuple[int, int]) -> None:
+    """Renders a part of the training clips into `folder`, as far as they are not there yet."""
+    description = {"world": asdict(run.world), "frames": frames_of_latents(run.clip_latents)}
+    with drawing(run, device) as draw:
+        encoded.write(folder, run.clips, run.shard, description, draw, part)
 
 
 def encode(run: TeacherRun, source: Path, folder: Path, device: torch.device, part: tuple[int, int]) -> None:
-    """Encodes a part of the rendered clips in `source` into `folder`, as far as they are not there yet."""
+    """Encodes a part of the clips into `folder`, as far as they are not there yet: of those rendered in `source`, or,
+    where frames are not kept, as they are rendered."""
     dtype = precision_of("auto", device)
     vae, audio = (load_part(run.family, name, device) for name in FROZEN)
-
-    def make(start: int, stop: int) -> tuple[dict[str, Tensor], list[str]]:
-        shard, prompts = encoded.read_shard(encoded.shard_path(source, start // run.shard))
-        parts = [
-            encoded.encode_excerpt(frames, pcm, vae, audio, dtype)
-            for frames, pcm in zip(shard["frames"].split(run.chunk), shard["pcm"].split(run.chunk), strict=True)
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, prompts
-
     description = {"encoders": encoded.fingerprint(vae, audio), "world": asdict(run.world)}
-    encoded.write(folder, run.clips, run.shard, description, make, part)
+    with rendered(run, source) if run.keep_frames else drawing(run, device) as clips:
+
+        def make(start: int, stop: int) -> Made:
+            shard, prompts = clips(start, stop)
+            parts = [
+                encoded.encode_excerpt(frames, pcm, vae, audio, dtype)
+                for frames, pcm in zip(shard["frames"].split(run.chunk), shard["pcm"].split(run.chunk), strict=True)
+            ]
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, prompts
+
+        encoded.write(folder, run.clips, run.shard, description, make, part)
 
 
 def tokenizer_file(run: TeacherRun) -> Path:
@@ -129,7 +149,7 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
     own = (distributed.rank(), distributed.ranks())
     if own[0] == 0:
         print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
-        if run.parts == 1:  # rendering alone needs none
+        if run.parts == 1 or not run.keep_frames:  # rendering alone needs none
             frozen_parts(run)
     mode = run.tracking if own[0] == 0 and run.parts == 1 else "off"
     tracker = tracking.start(mode, run.project, f"{run.name}/{folder.name}", folder, flat(run))
@@ -149,19 +169,20 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
 
 def prepare_clips(run: TeacherRun, folder: Path, device: torch.device, own: tuple[int, int]) -> bool:
     """Renders to folder/frames and encodes to folder/clips what is not there yet; False if other processes, started by
-    hand with other values of `part`, have to render too."""
+    hand with other values of `part`, have to do their parts too."""
     if run.prepared:
         return True
-    started = time.monotonic()
-    render(run, folder / "frames", device, (run.part, run.parts) if run.parts > 1 else own)
+    started, own = time.monotonic(), (run.part, run.parts) if run.parts > 1 else own
+    if run.keep_frames:
+        render(run, folder / "frames", device, own)
+        distributed.wait()
+    if run.parts == 1 or not run.keep_frames:
+        encode(run, folder / "frames", folder / "clips", device, own)
+        distributed.wait()
+        log.info("encoded clips ready after %.1f s", time.monotonic() - started)
     if run.parts > 1:
-        print(f"part {run.part} of {run.parts} rendered: train with parts=1 when all are")
-        return False
-    distributed.wait()
-    encode(run, folder / "frames", folder / "clips", device, own)
-    distributed.wait()
-    log.info("encoded clips ready after %.1f s", time.monotonic() - started)
-    return True
+        print(f"part {run.part} of {run.parts} is there: train with parts=1 when all are")
+    return run.parts == 1
 
 
 def clips_of(run: TeacherRun, made: Path) -> list[encoded.EncodedClips]:
