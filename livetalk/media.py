@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import os
+import re
 import struct
 import subprocess
 import tempfile
@@ -41,6 +42,10 @@ SIZED = {b"RIFF": "little", b"FORM": "big"}
 """How files of WAV and AIFF begin, and the order of the bytes of their length, which follows."""
 SLACK, UNKNOWN_SIZE = 64, 2**31 - 2**16
 """Bytes by which such a length may be wrong, and from which on it stands for one that was not known yet."""
+OGG_PAGE = 2**16
+"""Bytes of a page of an Ogg file, at most."""
+SHORT_SECONDS = 0.5
+"""So much earlier than its file says a sound may end: codecs pad."""
 
 # What Pillow raises for damaged files besides OSError, depending on the format and the place of the damage.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
@@ -204,12 +209,43 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "sound.wav"
         # Only files: a playlist must not make a look at a sound file reach for the network.
-        command = [_ffmpeg(), "-v", "error", "-nostdin", "-protocol_whitelist", "file", "-i", f"file:{path}"]
+        command = [
+            _ffmpeg(),
+            "-hide_banner",
+            "-nostats",
+            "-nostdin",
+            "-protocol_whitelist",
+            "file",
+            "-i",
+            f"file:{path}",
+        ]
         result = subprocess.run([*command, "-vn", "-c:a", "pcm_f32le", str(wav)], capture_output=True)
         if result.returncode or not wav.is_file():
             remedy = "give a WAV, FLAC, OGG, MP3 or M4A file with sound in it"
             raise ValueError(f"audio {path} holds no sound that can be read: {remedy}")
-        return soundfile.read(wav, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(wav, dtype="float32", always_2d=True)
+        if (stated := _stated(result.stderr)) - len(samples) / rate > SHORT_SECONDS:
+            log.warning("audio %s ends at %.1f of %.1f s: is it cut off?", path, len(samples) / rate, stated)
+        return samples, rate
+
+
+def _stated(told: bytes) -> float:
+    """Seconds that a file says it lasts, in what ffmpeg tells; 0 where that is not known, or guessed from its size."""
+    found = re.search(rb"Duration: (\d+):(\d+):([\d.]+)", told)
+    if found is None or b"Estimating duration" in told:
+        return 0.0
+    hours, minutes, seconds = map(float, found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _ogg_ends(path: Path) -> bool:
+    """Whether the last page of an Ogg file is whole and says that it is the last. One of a broadcast may not say so."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - OGG_PAGE))
+        _, mark, page = file.read().rpartition(b"OggS")
+    if not mark or len(page) < 23 or len(page) < 23 + page[22]:
+        return False
+    return len(page) >= 23 + page[22] + sum(page[23 : 23 + page[22]]) and bool(page[1] & 4)
 
 
 def _whole(sound: soundfile.SoundFile, path: Path, head: bytes) -> np.ndarray:
@@ -226,6 +262,8 @@ def _whole(sound: soundfile.SoundFile, path: Path, head: bytes) -> np.ndarray:
     promised = int.from_bytes(head[4:], order) if order else 0
     if size + SLACK < promised < UNKNOWN_SIZE:
         raise ValueError(f"audio {path} is cut off ({size} of {promised} bytes): {remedy}")
+    if head.startswith(b"OggS") and not _ogg_ends(path):
+        log.warning("audio %s has no end, %.1f s are read: is it cut off?", path, len(samples) / sound.samplerate)
     return samples
 
 

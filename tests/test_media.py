@@ -181,6 +181,20 @@ def test_a_sound_that_is_cut_off_is_refused(tmp_path, kind):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.mp3", "a.ogg", "a.webm"])
+def test_a_sound_that_may_be_cut_off_is_read_with_a_warning(tmp_path, name, caplog):
+    """Where the format leaves open how long a sound is."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 48_000), 16000)
+    codec = {"a.ogg": ["-c:a", "libvorbis"], "a.webm": ["-c:a", "libopus"]}.get(name, [])
+    ffmpeg("-i", str(tmp_path / "a.wav"), *codec, str(tmp_path / name))
+    read_audio(tmp_path / name)
+    assert not caplog.messages
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    assert 0 < len(read_audio(tmp_path / name)) < 40_000
+    assert len(caplog.messages) == 1 and f"{name} " in caplog.text and "is it cut off?" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["a.raw", "a.mp3", "a.txt", "a"])
 def test_what_a_sound_is_called_says_nothing(tmp_path, name, capfd):
     soundfile.write(tmp_path / "a.wav", tone(0.1, 16000), 16000)
