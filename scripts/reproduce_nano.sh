@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# The whole nano recipe, stage by stage: bash scripts/reproduce_nano.sh [--from STAGE] [--until STAGE] [--list] [--help] [key=value ...]
-#
-# Without a GPU every stage runs its debug config. A finished stage is not run again (remove runs/reproduce to start
-# anew), an unfinished one goes on from its last checkpoint. key=value goes to every stage, so it must be known to all of
-# them, such as world.face_model=FILE. The seconds of each stage are kept in runs/reproduce/seconds.txt.
+# The whole nano recipe, stage by stage: bash scripts/reproduce_nano.sh [--from STAGE] [--until STAGE] [--dry-run] [--list] [--help] [key=value ...]
+# Every stage runs its own config, configs/train_nano.yaml and so on; without a GPU its debug config. One that is finished
+# is not run again (remove runs/reproduce to start anew), one that is not goes on from its last checkpoint. key=value goes
+# to every stage, so all must know it: device=NAME, family=FOLDER. The seconds of each stage are kept in
+# runs/reproduce/seconds.txt. --dry-run says what every stage that is left would take, and leaves nothing behind.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 STAGES="world vae small_decoder judges audio teacher pairs ode dmd evaluate"
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$ROOT/scripts/reproduce_nano.sh"; echo "stages: $STAGES"; }
 mistake() { echo "reproduce_nano: $*" >&2; exit 2; }
 known() { [[ " $STAGES " == *" $1 "* ]] || mistake "unknown stage '$1': choose from $STAGES"; }
-first=world last=evaluate settings=()
+first=world last=evaluate settings=() dry="" active=no
 while [ $# -gt 0 ]; do
   case "$1" in
     --from | --until)
       [ $# -gt 1 ] || mistake "$1 needs the name of a stage: $STAGES"
-      known "$2"
-      if [ "$1" = --from ]; then first=$2; else last=$2; fi
-      shift ;;
+      known "$2" && if [ "$1" = --from ]; then first=$2; else last=$2; fi && shift ;;
+    --dry-run) dry=--dry-run ;;
+    --config | --config=*) mistake "$1: every stage has a config of its own; change those in configs/, or give key=value" ;;
     --list) echo "${STAGES// /$'\n'}" && exit ;;
     -h | --help) usage && exit ;;
     *=*) settings+=("$1") ;;
@@ -25,10 +25,14 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-kind=$("$PYTHON" -c 'import torch; print("" if torch.cuda.is_available() else "_debug")')
-folder="runs/reproduce$kind" && mkdir -p "$folder"
-run() { "$PYTHON" "$ROOT/scripts/$1.py" --config "$ROOT/configs/$1$kind.yaml" "${@:2}" "${settings[@]+"${settings[@]}"}"; }
+left=" $STAGES " && left=" $first ${left#*" $first "}" # from there on
+[[ "$left" == *" $last "* ]] || mistake "--from $first comes after --until $last: the order is $STAGES"
+# What stages would refuse is refused before the first of them begins.
+kind=$("$PYTHON" -m livetalk.commands.recipe "${settings[@]+"${settings[@]}"}") || exit $?
+folder="runs/reproduce$kind"
+run() { "$PYTHON" "$ROOT/scripts/$1.py" --config "$ROOT/configs/$1$kind.yaml" $dry "${@:2}" "${settings[@]+"${settings[@]}"}"; }
 world() { # in several processes, since one is bound by a single core
+  if [ -n "$dry" ]; then run train_teacher; return; fi
   local i parts=$([ -z "$kind" ] && echo 8 || echo 2) pids=()
   for ((i = 0; i < parts; i++)); do run train_teacher "part=$i" "parts=$parts" & pids+=($!); done
   for i in "${pids[@]}"; do wait "$i"; done
@@ -43,18 +47,14 @@ command_of() {
     evaluate) run evaluate ;;
   esac
 }
-active=no
+finish() { mkdir -p "$folder" && echo "$1 $2" >>"$folder/seconds.txt" && touch "$folder/$1.done"; }
 for stage in $STAGES; do
-  [ "$stage" = "$first" ] && active=yes
+  if [ "$stage" = "$first" ]; then active=yes; fi
   if [ $active = yes ] && [ ! -e "$folder/$stage.done" ]; then
     echo "reproduce_nano: $stage" && began=$SECONDS
     command_of "$stage"
-    echo "$stage $((SECONDS - began))" >>"$folder/seconds.txt"
-    touch "$folder/$stage.done"
+    [ -n "$dry" ] || finish "$stage" $((SECONDS - began))
   fi
-  if [ "$stage" = "$last" ]; then
-    [ $active = yes ] || mistake "--from $first comes after --until $last: the order is $STAGES"
-    break
-  fi
+  [ "$stage" != "$last" ] || break
 done
-echo "reproduce_nano: $first to $last are done; seconds of each stage are in $folder/seconds.txt"
+[ -n "$dry" ] || echo "reproduce_nano: $first to $last are done; seconds of each stage are in $folder/seconds.txt"

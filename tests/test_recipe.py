@@ -43,7 +43,19 @@ def test_mistakes_end_with_one_line(tmp_path):
         (["--until"], "needs the name"),
         (["--quick"], "unknown argument"),
         (["--from", "dmd", "--until", "vae"], "comes after"),
+        (["--config", "a.yaml"], "every stage has a config of its own"),
+        (["nonsense=1"], "train_nano: unknown key 'nonsense'"),
+        (["world.size=32"], "train_ode: unknown key 'world'"),
     ):
         done = run(tmp_path, "reproduce_nano", *arguments)
         assert done.returncode == 2 and reason in done.stderr and len(done.stderr.splitlines()) == 1, done
     assert run(tmp_path, "reproduce_nano", "--list").stdout.split() == STAGES
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_plans_what_is_left_and_leaves_nothing(tmp_path):
+    done = run(tmp_path, "reproduce_nano", "--dry-run", "--from", "dmd", "--until", "dmd", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "reproduce_nano: dmd" and not any(line.startswith("reproduce_nano: ") for line in lines[1:])
+    assert lines[-1].startswith("total memory: ") and not list(tmp_path.iterdir())
