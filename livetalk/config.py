@@ -159,6 +159,7 @@ class NanoRun:
     def __post_init__(self) -> None:
         known_name(self.name)
         at_least(1, self, "clips", "held_out", "frames", "judges_frames", "audio_others")
+        at_least(0, self, "workers")
         for name in ("vae_train", "decoder_train", "small_decoder_train", "judges_train", "audio_train"):
             if getattr(self, name).shard:
                 raise ValueError(f"{name}.shard=true: these networks are small, leave it out")
@@ -208,6 +209,11 @@ class TeacherRun:
     def __post_init__(self) -> None:
         known_name(self.name)
         at_least(1, self, "clips", "clip_latents", "shard", "chunk")
+        at_least(0, self, "workers")
+        if not self.prepared and self.flow.latents > self.clip_latents:
+            raise ValueError(
+                f"flow.latents={self.flow.latents} on clips of clip_latents={self.clip_latents}: make the clips longer"
+            )
         known_part(self.part, self.parts)
         if self.lora.rank and (self.flow.causal or self.train.ema):
             raise ValueError(
@@ -291,7 +297,7 @@ class PairsRun:
     def __post_init__(self) -> None:
         known_name(self.name)
         at_least(1, self, "count", "held_out", "shard", "chunk", "steps")
-        at_least(0, self, "seed")
+        at_least(0, self, "seed", "workers")
         known_part(self.part, self.parts)
         _known_guidance("", self.text_scale, self.audio_scale)
         _known_source(self.source)
@@ -446,15 +452,15 @@ class EvaluateRun:
                     raise ValueError(f"{name}: {method!r} is not known: use some of {', '.join(METHODS)}")
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder {self.decoder!r} is not known: use {' or '.join(DECODERS)}")
-        at_least(1, self, "frames")
-        at_least(0, self, "seed")
-        if not self.scales:
-            raise ValueError("scales is empty: give at least one, for example scales=[2.0]")
+        at_least(1, self, "frames", "prefix", "batch", "steps", "long_clips")
+        at_least(0, self, "seed", "voice2", "workers")
+        at_least(2, self, "clips")
+        if not self.scales or not all(0 <= scale <= MOST_GUIDANCE for scale in self.scales):
+            raise ValueError(
+                f"scales={list(self.scales)}: give some, from 0 to {MOST_GUIDANCE:g}, such as scales=[2.0]"
+            )
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
             raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")
-        for name, least in (("clips", 2), ("batch", 1), ("steps", 1), ("long_clips", 1), ("voice2", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.voice2 == 1:
             raise ValueError("voice2=1: give 0 or at least 2 clips")
 

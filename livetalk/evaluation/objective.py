@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
+from livetalk.checks import above, at_least, shares
 from livetalk.evaluation.judges import Judges, prepare
 from livetalk.evaluation.metrics import (
     blinks_per_minute,
@@ -52,6 +53,13 @@ class ObjectiveConfig:
     shift: float = 0.03
     zoom: float = 0.06
     swap: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "identity_frames")
+        above(0, self, "temperature")
+        at_least(0, self, "mouth_weight", "correlation_weight", "identity_weight", "video_weight", "quality_weight")
+        at_least(0, self, "noise")
+        shares(self, "spoil", "light", "shift", "zoom", "swap")
 
 
 # --- losses -------------------------------------------------------------------------------------------------------

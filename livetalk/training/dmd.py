@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from livetalk import flow
+from livetalk.checks import at_least
 from livetalk.conditions import Conditions
 from livetalk.data.pairs import OdePairs
 from livetalk.geometry import PATCH
@@ -49,8 +50,8 @@ class DmdConfig:
     prefix: int = 4
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.critic_first < 0 or self.latents < 0 or self.prefix < 1:
-            raise ValueError(f"{self}: every and prefix are at least 1, critic_first and latents at least 0")
+        at_least(1, self, "every", "prefix")
+        at_least(0, self, "critic_first", "latents", "text_scale", "audio_scale")
 
 
 @dataclass(frozen=True)

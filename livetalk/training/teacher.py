@@ -38,6 +38,8 @@ class FlowMatchingConfig:
     def __post_init__(self) -> None:
         shares(self, "drop_audio", "drop_text", "continued")
         at_least(1, self, "latents", "prefix")
+        if self.prefix >= self.latents:
+            raise ValueError(f"flow.prefix={self.prefix}: a window of {self.latents} latents is longer than its prefix")
         at_least(0, self, "moving")
         above(0, self, "shift")
         if self.causal < 0 or self.causal > self.latents:
@@ -68,7 +70,7 @@ class FlowMatchingObjective:
     """clips and prompts live on the training device; the clips are longer than a window by what continuations need.
     text: the encoder that learns along; None with PromptFeatures.
 
-    Raises ValueError if a window of config.latents does not fit the clips or holds nothing but its prefix.
+    Raises ValueError if a window of config.latents does not fit the clips.
     """
 
     def __init__(
@@ -80,11 +82,8 @@ class FlowMatchingObjective:
         config: FlowMatchingConfig,
     ) -> None:
         length = clips.latents.shape[2]
-        if not 1 <= config.prefix < config.latents <= length:
-            raise ValueError(
-                f"flow.latents={config.latents} and flow.prefix={config.prefix} on clips of {length} latents: a window "
-                "is longer than its prefix and no longer than a clip"
-            )
+        if config.latents > length:
+            raise ValueError(f"flow.latents={config.latents} on clips of {length}: a window is no longer than a clip")
         self.dit, self.text, self.clips, self.prompts, self.config = dit, text, clips, prompts, config
         self.attend = BlockCausal(config.causal) if config.causal else FullAttention()
 

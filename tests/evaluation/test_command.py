@@ -254,9 +254,9 @@ def test_a_dry_run_counts_students_and_caches(run, capsys):
 MISTAKES = {
     "methods=[techer]": "methods: 'techer' is not known: use some of teacher, student, student_ode",
     "long_methods=[vae]": "long_methods: 'vae'",
-    "scales=[]": "scales is empty",
+    "scales=[]": "scales=[]: give some",
     "long_seconds=5": "give 0, or 20 or more",
-    "clips=1": "clips=1 must be at least 2",
+    "clips=1": "clips=1: give 2 or more",
     "voice2=1": "voice2=1",
     "world.size=32": "world.size=32 and geometry.width=64",
 }
