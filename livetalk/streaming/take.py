@@ -7,7 +7,8 @@ with the picture itself, frame 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from livetalk.conditions import Conditions, group_audio
-from livetalk.rollout import gaussian
 from livetalk.streaming.performer import Performer
 from livetalk.streaming.seat import Fetch
 
@@ -62,6 +62,7 @@ class Take:
         self._denoising, self._decoding = self._seat.lanes
         self._joint = self._seat.joint
         self._generator = torch.Generator("cpu")
+        self._sending = Sending(performer.device, performer.dtype)
         self.restart(reference, seed)
 
     def restart(self, reference: Tensor, seed: int) -> None:
@@ -74,6 +75,7 @@ class Take:
         with torch.inference_mode():
             self._seat.reset()
         self._generator.manual_seed(seed)
+        self._draw_ahead()
         self.blocks = 0
 
     @contextmanager
@@ -105,15 +107,16 @@ class Take:
         """Makes the next block from the sound of its hearing's span and text features [1, L, text_dim]."""
         performer, index, seat = self.performer, self.blocks, self._seat
         frames = performer.geometry.block_frames(index)
-        before = self._generator.get_state()
+        before, noise = self._ahead
         with self.lane():
             conditions = self._conditions(sound, text, frames)
-            latents = seat.denoise(conditions, self._noise())
+            latents = seat.denoise(conditions, noise)
             done = None if self._denoising is None else self._denoising.record_event()
             rendering = Rendering(index, frames, latents, before, done)
             if self._joint:
                 self._begin(rendering)
             seat.keep(latents)
+        self._draw_ahead()
         self.blocks += 1
         return rendering
 
@@ -146,24 +149,55 @@ class Take:
             self._generator.set_state(rendering.noise)
             if rendering.decoded:
                 self._seat.restore(rendering.decoder)
+        if undone:
+            self._draw_ahead()
 
     def _conditions(self, sound: np.ndarray, text: Tensor, frames: range) -> Conditions:
         performer, block = self.performer, self.performer.geometry.block
-        pcm = self._moved(torch.from_numpy(sound)[None])
+        pcm = self._sending.sent((1, len(sound)), lambda place: np.copyto(place.numpy()[0], sound))
         features = self._seat.features(pcm, frames)
         grouped = group_audio(features) if frames.start == 0 else features.reshape(1, block, -1)
         return Conditions(text, self._reference, grouped.to(performer.dtype), first=self.blocks * block)
 
-    def _noise(self) -> Tensor:
-        """All draws of a block [steps, *shape], in the order in which the sampler asks for them: one copy."""
-        return self._moved(torch.stack([self._draw() for _ in self.performer.timesteps]))
+    @torch.inference_mode()
+    def _draw_ahead(self) -> None:
+        """Draws for the next block while the card is at work on this one: the generator's state before, and all draws
+        [steps, *shape of the latents] in the order in which the sampler asks for them."""
+        before, shape = self._generator.get_state(), self.performer.latent_shape
 
-    def _draw(self) -> Tensor:
-        return gaussian(self._generator, torch.float32, "cpu")(self.performer.latent_shape)
+        def draw(place: Tensor) -> None:
+            for one in place:
+                torch.randn(shape, generator=self._generator, out=one)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """To the device and its precision. From pinned memory, so that the host does not wait for the card."""
-        device, dtype = self.performer.device, self.performer.dtype
-        if device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(device, non_blocking=True).to(dtype)
+        with self.lane():
+            self._ahead = before, self._sending.sent((len(self.performer.timesteps), *shape), draw)
+
+
+class Sending:
+    """Tensors on their way to a device and its precision, so that neither the host nor the card waits.
+
+    On a GPU they are written into pinned memory that is used again and again: asking for more takes tens of
+    milliseconds while the card is at work.
+    """
+
+    RING = 3
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._rings: dict[tuple[int, ...], deque[tuple[Tensor, torch.cuda.Event]]] = {}
+
+    def sent(self, shape: tuple[int, ...], write: Callable[[Tensor], None]) -> Tensor:
+        """What `write` puts into float32 memory of a shape, on the device, for the current stream."""
+        if self.device.type != "cuda":
+            write(place := torch.empty(shape))
+            return place.to(self.device, self.dtype)
+        ring = self._rings.setdefault(shape, deque())
+        if len(ring) < self.RING:
+            place = torch.empty(shape, pin_memory=True)
+        else:
+            place, copied = ring.popleft()
+            copied.synchronize()
+        write(place)
+        out = place.to(self.device, non_blocking=True)
+        ring.append((place, torch.cuda.current_stream(self.device).record_event()))
+        return out.to(self.dtype)
