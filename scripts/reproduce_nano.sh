@@ -6,7 +6,7 @@
 # runs/reproduce/seconds.txt. --dry-run says what every stage that is left would take, and leaves nothing behind.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
-STAGES="world vae small_decoder judges audio teacher pairs ode dmd evaluate"
+STAGES="world vae small_decoder judges audio clips teacher pairs ode dmd evaluate"
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$ROOT/scripts/reproduce_nano.sh"; echo "stages: $STAGES"; }
 mistake() { echo "reproduce_nano: $*" >&2; exit 2; }
 known() { [[ " $STAGES " == *" $1 "* ]] || mistake "unknown stage '$1': choose from $STAGES"; }
@@ -31,15 +31,16 @@ left=" $STAGES " && left=" $first ${left#*" $first "}" # from there on
 kind=$("$PYTHON" -m livetalk.commands.recipe "${settings[@]+"${settings[@]}"}") || exit $?
 folder="runs/reproduce$kind"
 run() { "$PYTHON" "$ROOT/scripts/$1.py" --config "$ROOT/configs/$1$kind.yaml" $dry "${@:2}" "${settings[@]+"${settings[@]}"}"; }
-world() { # in several processes, since one is bound by a single core
-  if [ -n "$dry" ]; then run train_teacher; return; fi
-  local i parts=$([ -z "$kind" ] && echo 8 || echo 2) pids=()
-  for ((i = 0; i < parts; i++)); do run train_teacher "part=$i" "parts=$parts" & pids+=($!); done
+rendered() { # N key=value ...: in N processes, since one is bound by a single core
+  local i parts=$([ -z "$kind" ] && echo "$1" || echo 2) pids=()
+  if [ -n "$dry" ]; then run train_teacher "${@:2}"; return; fi
+  for ((i = 0; i < parts; i++)); do run train_teacher "part=$i" "parts=$parts" "${@:2}" & pids+=($!); done
   for i in "${pids[@]}"; do wait "$i"; done
 }
 command_of() {
   case "$1" in
-    world) world ;;
+    world) if [ -z "$kind" ]; then rendered 8 keep_frames=true clips=3072; else rendered 2 keep_frames=true; fi ;;
+    clips) rendered 16 keep_frames=false workers=1 ;; # encoded by the VAE and the audio encoder that are there now
     vae | small_decoder) run train_nano first="$1" last="$1" frames_from=own ;;
     judges | audio) run train_nano first="$1" last="$1" ;;
     pairs) run generate_ode_pairs ;;

@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ["world", "vae", "small_decoder", "judges", "audio", "teacher", "pairs", "ode", "dmd", "evaluate"]
+STAGES = ["world", "vae", "small_decoder", "judges", "audio", "clips", "teacher", "pairs", "ode", "dmd", "evaluate"]
 
 
 def run(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:

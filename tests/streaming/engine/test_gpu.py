@@ -91,7 +91,7 @@ def flow_of(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-@pytest.mark.xfail(reason="1.03e-2 with FlashAttention 3 on an H200; the plain path is 1.4e-2 off float32", strict=False)
+@pytest.mark.xfail(reason="1.03e-2 with FlashAttention 3; the plain path is 1.4e-2 off float32", strict=False)
 def test_half_precision_stays_within_its_budget():
     exact = network(SIZES, torch.float32, "cuda")
     conditions, noise = inputs(exact, CACHE, 1, 20, **ONE)
