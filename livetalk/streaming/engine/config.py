@@ -7,7 +7,7 @@ from dataclasses import dataclass
 PATHS = ("auto", "fast", "plain")
 SWITCH = ("auto", "on", "off")
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "sdpa", "fa3", "fa3-fp8", "half")
-LINEARS = ("exact", "bfloat16", "fp8", "auto")
+LINEARS = ("exact", "bfloat16", "fp8", "fp8-qkv", "auto")
 DECODERS = ("auto", "fused", "plain")
 PRECISIONS = ("model", "bfloat16", "float16", "float32")
 
@@ -23,7 +23,7 @@ class EngineConfig:
     measurement at the start; fa3-fp8 has an error of its own, and so has half, bfloat16 on a CPU.
 
     linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large projections of a
-    layer; bfloat16, of a float32 network, has all products of a layer in it, and attention where that is quicker; auto
+    layer, fp8-qkv in the first of them, that of attention, alone: less gained, at less than half the error; bfloat16, of a float32 network, has all products of a layer in it, and attention where that is quicker; auto
     is bfloat16 on a CPU where a probe finds it much quicker.
 
     decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on a GPU), in

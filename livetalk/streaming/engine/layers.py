@@ -33,12 +33,13 @@ class Weights(NamedTuple):
 
 
 def weights_of(block: Block, linears: str) -> Weights:
-    """Joined where several read the same; the three large ones in fp8, or all in bfloat16, if asked for."""
+    """Joined where several read the same; the large ones in fp8 or one of them, or all in bfloat16, if asked for."""
     own, text = block.self_attn, block.cross_attn
-    large = {"exact": as_is, "bfloat16": halved, "fp8": quantised}[linears]
     small = halved if linears == "bfloat16" else as_is
+    qkv = quantised if linears in ("fp8", "fp8-qkv") else small
+    large = quantised if linears == "fp8" else small
     return Weights(
-        large(fused([own.q, own.k, own.v])),
+        qkv(fused([own.q, own.k, own.v])),
         own.norm_q.weight.data,
         own.norm_k.weight.data,
         small(linear_of(own.o)),

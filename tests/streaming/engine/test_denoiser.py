@@ -127,6 +127,28 @@ def test_fp8_linears_stay_within_their_budget():
 
 
 @torch.inference_mode()
+def test_the_error_of_fp8_by_what_is_in_it():
+    """Of the flow of one pass of a deeper network: the budget of 3e-2 holds for the products of attention."""
+    sizes = replace(TINY, dim=256, ffn_dim=512, layers=6, text_dim=32, text_len=64, freq_dim=64, audio_dim=16)
+    dit, cache, one = (
+        network(sizes, torch.float32),
+        CacheConfig(9, 3, 3),
+        {"levels": (1000.0,), "rows": 4, "columns": 4},
+    )
+    conditions, noise = inputs(dit, cache, 1, 20, **one)
+
+    def flow(blocks):
+        return [(noise[0][0] - blocks[0])[:, :, 1:]]
+
+    wanted = flow(plain_blocks(dit, cache, conditions, noise, **one))
+    error = {}
+    for linears in ("fp8", "fp8-qkv"):
+        stream = fast(dit, cache, replace(PLAIN, linears=linears), **one)
+        error[linears] = worst(flow(fast_blocks(stream, conditions, noise)), wanted)
+    assert 1e-2 < error["fp8-qkv"] < 3e-2 < error["fp8"] < 7e-2
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("attention", ["sdpa", "half"])
 def test_products_in_bfloat16_stay_within_their_budget(attention):
     """Of the flow of one pass; the cache is filled by the passes before."""
