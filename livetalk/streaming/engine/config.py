@@ -23,8 +23,9 @@ class EngineConfig:
     measurement at the start; fa3-fp8 has an error of its own, and so has half, bfloat16 on a CPU.
 
     linears: fp8 has rows of activations and of weights in e4m3 with a scale each, in the three large projections of a
-    layer, fp8-qkv in the first of them, that of attention, alone: less gained, at less than half the error; bfloat16, of a float32 network, has all products of a layer in it, and attention where that is quicker; auto
-    is bfloat16 on a CPU where a probe finds it much quicker.
+    layer, fp8-qkv in the first of them, that of attention, alone: less gained, at less than half the error; bfloat16,
+    of a float32 network, has all products of a layer in it, and attention where that is quicker; auto is bfloat16 on a
+    CPU where a probe finds it much quicker.
 
     decoder: fused is the VAE's own with norms, activations and padding in one kernel (auto, on a GPU), in
     decoder_precision. overlap: on decodes a block beside the denoising of the next, in a lane of its own, as suits two
