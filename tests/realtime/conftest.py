@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -17,10 +16,7 @@ from livetalk.geometry import SAMPLE_RATE
 from livetalk.realtime.talker import Speech, SpeechEnded, Talker
 from livetalk.realtime.voices import Said, spread, timed
 from livetalk.streaming.session import Dropped
-
-
-def files() -> int:
-    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+from tests.leaks import files
 
 
 def run(main: Coroutine, within: float = 20.0):

@@ -5,29 +5,13 @@ from time import process_time
 
 import numpy as np
 import pytest
-import torch
 
 from livetalk.geometry import FPS, Geometry
 from livetalk.streaming.pace import StreamConfig
+from tests.leaks import held
 from tests.streaming.conftest import FACE, numbered
 
 GEOMETRY = Geometry(height=16, width=16, window=9, anchors=3)
-
-
-def held(value, seen: set[int]) -> int:
-    """Bytes of all arrays that an object holds, shared weights aside."""
-    if id(value) in seen or isinstance(value, torch.nn.Module):
-        return 0
-    seen.add(id(value))
-    if isinstance(value, torch.Tensor):
-        return value.untyped_storage().nbytes()
-    if isinstance(value, np.ndarray):
-        return value.nbytes if value.base is None else held(value.base, seen)
-    if isinstance(value, dict):
-        return sum(held(each, seen) for each in value.values())
-    if isinstance(value, list | tuple | set) or type(value).__name__ == "deque":
-        return sum(held(each, seen) for each in value)
-    return held(vars(value), seen) if hasattr(value, "__dict__") else 0
 
 
 def run(make, blocks: int) -> None:

@@ -12,16 +12,17 @@ from livetalk.geometry import FPS
 from livetalk.streaming.live import UNTAKEN, Live
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.player import Player
+from tests.leaks import files, held
 from tests.streaming.conftest import DEEP, FACE, OTHER_FACE, Witness, numbered, quick, same, sound_of, speech, take
 
 BOTH = pytest.mark.parametrize("overlap", [False, True])
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left():
-    before = threading.active_count()
+def no_thread_and_no_file_is_left():
+    before = threading.active_count(), files()
     yield
-    assert threading.active_count() == before
+    assert (threading.active_count(), files()) == before
 
 
 @pytest.fixture
@@ -76,9 +77,10 @@ def test_a_cancelled_wait_leaves_nothing(performer):
 
 
 def interrupted(performer, overlap: bool, turns: int) -> None:
-    """At any moment: what comes next begins where the stream was cut and says what was pushed afterwards."""
+    """At any moment: what comes next begins where the stream was cut and says what was pushed afterwards, and no more
+    is held than before."""
     with Live(performer.session(FACE, "nods"), overlap) as live:
-        pushed, cut = 0, 0
+        pushed, cut, memory = 0, 0, []
         for turn in range(turns):
             live.push_audio(numbered(pushed + 1, 60_000))
             blocks = [next(live) for _ in range(turn % 3 + 1)]
@@ -86,6 +88,9 @@ def interrupted(performer, overlap: bool, turns: int) -> None:
             pushed += 60_000
             cut = live.interrupt(max(cut, blocks[-1].stop - turn % 13) / FPS).first
             assert all(block.fresh() is None or block.fresh().stop <= cut for block in blocks)
+            memory.append(held(live.session, {id(performer)}))
+        half = turns // 2
+        assert max(memory[half:]) <= max(memory[:half])
 
 
 @BOTH
