@@ -106,7 +106,7 @@ def from_a_server(dice: Random, times: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_hundred_interruptions(seed):
     begun = time.monotonic()
-    offline(Random(seed), 75)
+    offline(Random(seed), 80)
     from_a_server(Random(seed), 25)
     assert time.monotonic() - begun < 30
 

@@ -328,10 +328,10 @@ def played(make, seeds: range, steps: int) -> int:
     return count
 
 
-@pytest.mark.parametrize("seed", range(0, 200, 20))
+@pytest.mark.parametrize("seed", [0, 100])
 def test_any_order_of_events(make, seed):
     """More than 600 interruptions in all, a third of them new pictures."""
-    assert played(make, range(seed, seed + 20), 40) >= 20
+    assert played(make, range(seed, seed + 100), 40) >= 250
 
 
 @pytest.mark.slow
