@@ -39,13 +39,12 @@ rendered() { # N key=value ...: in N processes, since one is bound by a single c
 }
 command_of() {
   case "$1" in
-    world) if [ -z "$kind" ]; then rendered 8 keep_frames=true clips=3072; else rendered 2 keep_frames=true; fi ;;
+    world) rendered 8 keep_frames=true $([ -n "$kind" ] || echo clips=3072) ;;
     clips) rendered 16 keep_frames=false workers=1 ;; # encoded by the VAE and the audio encoder that are there now
     vae | small_decoder) run train_nano first="$1" last="$1" frames_from=own ;;
     judges | audio) run train_nano first="$1" last="$1" ;;
-    pairs) run generate_ode_pairs ;;
     teacher | ode | dmd) run "train_$1" ;;
-    evaluate) run evaluate ;;
+    *) run "${1/#pairs/generate_ode_pairs}" ;; # evaluate
   esac
 }
 finish() { mkdir -p "$folder" && echo "$1 $2" >>"$folder/seconds.txt" && touch "$folder/$1.done"; }
