@@ -62,8 +62,8 @@ class TeacherSampling:
     """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide)."""
 
     steps: int = 50
-    text_scale: float = 2.0
-    audio_scale: float = 2.0
+    text_scale: float = 1.5
+    audio_scale: float = 1.5
     negative_prompt: str = ""
     prefix: int = 4
 

@@ -59,9 +59,9 @@ KEYS = """
 preset=nano|1.3b      the shipped family, or the published shape with random weights
 resolution=512x512    width and height in pixels
 decoder=small|vae     as at inference; the plain path beside it always has the VAE's
-ways=[plain,exact,fp8]  what to time side by side
+ways=[plain,exact,fp8]  what to time side by side; on a CPU [plain,exact,half]: half has products in bfloat16
 engine.KEY=...        how blocks are made, see the keys below
-blocks=N              timed in steady state (50)
+blocks=N              timed in steady state, 10 or more (50)
 live=true             time from a typed sentence to the first frame that answers, by stages (or --live)
 """
 

@@ -7,6 +7,7 @@ and tokenizes prompts. Shapes: B batch, L text positions (config.length), D widt
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from livetalk.checks import at_least
 
 PAD, END = "<pad>", "</s>"
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,15 +106,27 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> Tensor:
-        """Prompts -> features [B, L, D], padding zeroed, on the encoder's device.
+        """Prompts -> features [B, L, D], padding zeroed, on the encoder's device. Warns of one that is cut.
 
         Only as many positions as the longest prompt has are computed: padding never reaches a token.
         """
         ids, mask = self.tokens(texts)
+        self._tell_of_cuts([text for text, full in zip(texts, mask.all(dim=1), strict=True) if full])
         used = int(mask.sum(dim=1).max())
         device = self.encoder.embed_tokens.weight.device
         features = self.features(ids[:, :used].to(device), mask[:, :used].to(device))
         return F.pad(features, (0, 0, 0, self.config.length - used))
+
+    def _tell_of_cuts(self, full: list[str]) -> None:
+        """One line for each of the texts, which fill all positions, that is longer still."""
+        most = self.config.length
+        for text in full:
+            _, mask = self.tokenizer([clean(text, self.config.fix_text)], 2 * most)
+            if int(mask.sum()) > most:
+                beginning = " ".join(text.split())[:40]
+                log.warning(
+                    'prompt "%s ...": only its first %d tokens are read, say it in fewer words', beginning, most
+                )
 
 
 def clean(text: str, fix_text: bool) -> str:

@@ -123,3 +123,12 @@ def test_nano_is_under_a_mebibyte():
         count = sum(p.numel() for p in TextEncoder(TextConfig.nano()).parameters())
     assert 2 * count < 2**20
     assert replace(TextConfig.nano(), length=48) == TextConfig.nano()
+
+
+def test_a_prompt_that_is_cut_is_told_of(encoder, caplog):
+    encoder.encode(["nods", PROMPTS[0]])
+    assert not caplog.records
+    encoder.encode(["nods", "smiling, nodding and looking around " * 9])
+    assert [record.getMessage() for record in caplog.records] == [
+        'prompt "smiling, nodding and looking around smil ...": only its first 12 tokens are read, say it in fewer words'
+    ]
