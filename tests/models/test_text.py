@@ -129,6 +129,7 @@ def test_a_prompt_that_is_cut_is_told_of(encoder, caplog):
     encoder.encode(["nods", PROMPTS[0]])
     assert not caplog.records
     encoder.encode(["nods", "smiling, nodding and looking around " * 9])
-    assert [record.getMessage() for record in caplog.records] == [
-        'prompt "smiling, nodding and looking around smil ...": only its first 12 tokens are read, say it in fewer words'
-    ]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        'prompt "smiling, nodding and looking around smil ...": only its first 12 tokens'
+    )
