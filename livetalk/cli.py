@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from livetalk import config
+from livetalk.schemas import run_of
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def nano_or_debug(name: str) -> Path:
 
     seen = torch.cuda.is_available()
     path = CONFIGS / (f"{name}.yaml" if seen else f"{name}_debug.yaml")
-    print(f"{name}: configs/{path.name}, because PyTorch sees {'a GPU' if seen else 'no GPU'}; --config names another")
+    why = "a GPU" if seen else "no GPU: it shows that all works, what it learns and measures means nothing"
+    print(f"{name}: configs/{path.name}, because PyTorch sees {why}; --config names another")
     return path
 
 
@@ -109,12 +111,10 @@ def command_of(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _load(name: str, path: str | Path | None, overrides: list[str]) -> Any:
-    loaded = config.load(path, overrides, run=name)
-    if not isinstance(loaded, config.RUNS[name]):
-        raise ValueError(
-            f"config {path} is for {loaded.run}: run bash scripts/{loaded.run}.sh --config {shlex.quote(str(path))}"
-        )
-    return _from_anywhere(loaded)
+    named = run_of(path, name)
+    if isinstance(named, str) and named in config.RUNS and not issubclass(config.RUNS[named], config.RUNS[name]):
+        raise ValueError(f"config {path} is for {named}: run bash scripts/{named}.sh --config {shlex.quote(str(path))}")
+    return _from_anywhere(config.load(path, overrides, run=name))
 
 
 def _from_anywhere(run: Any) -> Any:

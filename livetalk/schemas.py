@@ -56,6 +56,11 @@ def read(
     return _refusing(OmegaConf.to_object, merged, where="")
 
 
+def run_of(path: str | Path | None, default: str) -> Any:
+    """What the key `run` of a file says. Raises ValueError for a file that is no YAML mapping."""
+    return default if path is None else _read_yaml(path).get("run", default)
+
+
 def _refusing(act: Callable, *arguments: Any, where: str) -> Any:
     """act(*arguments), with what OmegaConf refuses as a ValueError of one line that names the key."""
     from omegaconf.errors import OmegaConfBaseException

@@ -90,3 +90,10 @@ def test_an_interpreter_that_is_none_is_told_in_one_line():
     done = subprocess.run(["bash", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("set-up: LIVETALK_PYTHON=/nowhere/python is no") and done.stderr.count("\n") == 1
+
+
+def test_a_config_of_another_command_is_named_before_its_keys(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: evaluate\nseed: 3\n")
+    assert run_command("inference", "", lambda run, dry: None, ["--config", str(file), "image=face.png"]) == 2
+    assert f"is for evaluate: run bash scripts/evaluate.sh --config {file}" in capsys.readouterr().err
