@@ -90,7 +90,8 @@ def interrupted(performer, overlap: bool, turns: int) -> None:
             assert all(block.fresh() is None or block.fresh().stop <= cut for block in blocks)
             memory.append(held(live.session, {id(performer)}))
         half = turns // 2
-        assert max(memory[half:]) <= max(memory[:half])
+        # What is held at a turn depends on how far the threads are; what leaked would grow with every turn.
+        assert max(memory[half:]) <= 1.1 * max(memory[:half])
 
 
 @BOTH
