@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from livetalk import config
-from livetalk.schemas import run_of
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ def command_of(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _load(name: str, path: str | Path | None, overrides: list[str]) -> Any:
-    named = run_of(path, name)
+    named = config.named_run(path, name)
     if isinstance(named, str) and named in config.RUNS and not issubclass(config.RUNS[named], config.RUNS[name]):
         raise ValueError(f"config {path} is for {named}: run bash scripts/{named}.sh --config {shlex.quote(str(path))}")
     return _from_anywhere(config.load(path, overrides, run=name))

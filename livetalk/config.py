@@ -29,7 +29,7 @@ from livetalk.realtime.livekit_settings import LivekitRun
 from livetalk.realtime.server.fleet.settings import FleetRun
 from livetalk.realtime.server.settings import ServeRun
 from livetalk.schemas import flat as flat
-from livetalk.schemas import read
+from livetalk.schemas import read, run_of
 from livetalk.streaming.bench import BenchRun
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
@@ -485,6 +485,11 @@ RUNS: dict[str, type] = {
     "prepare_data": PrepareRun,
 }
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}
+
+
+def named_run(path: str | Path | None, default: str) -> Any:
+    """What the key `run` of a config says; ValueError for a file that is no YAML mapping."""
+    return run_of(path, default)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None, run: str = "inference") -> Any:
