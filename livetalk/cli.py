@@ -110,7 +110,7 @@ def command_of(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _load(name: str, path: str | Path | None, overrides: list[str]) -> Any:
-    named = config.named_run(path, name)
+    named = config.run_of(path, name)
     if isinstance(named, str) and named in config.RUNS and not issubclass(config.RUNS[named], config.RUNS[name]):
         raise ValueError(f"config {path} is for {named}: run bash scripts/{named}.sh --config {shlex.quote(str(path))}")
     return _from_anywhere(config.load(path, overrides, run=name))

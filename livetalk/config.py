@@ -29,7 +29,8 @@ from livetalk.realtime.livekit_settings import LivekitRun
 from livetalk.realtime.server.fleet.settings import FleetRun
 from livetalk.realtime.server.settings import ServeRun
 from livetalk.schemas import flat as flat
-from livetalk.schemas import read, run_of
+from livetalk.schemas import read
+from livetalk.schemas import run_of as run_of
 from livetalk.streaming.bench import BenchRun
 from livetalk.training.audio import AudioTrainingConfig
 from livetalk.training.autoencoder import AutoencoderConfig
@@ -222,6 +223,11 @@ class TeacherRun:
             )
         if self.features and not self.lora.rank:
             raise ValueError(f"features={self.features}: the text encoder learns along, so nothing can be kept of it")
+
+    @property
+    def encodes(self) -> bool:
+        """Whether this process encodes clips, and does not render its part alone."""
+        return self.parts == 1 or not self.keep_frames
 
 
 @dataclass(frozen=True)
@@ -485,11 +491,6 @@ RUNS: dict[str, type] = {
     "prepare_data": PrepareRun,
 }
 ALIASES = {"image_path": "image", "audio_path": "audio", "output_path": "output", "video_duration": "duration"}
-
-
-def named_run(path: str | Path | None, default: str) -> Any:
-    """What the key `run` of a config says; ValueError for a file that is no YAML mapping."""
-    return run_of(path, default)
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None, run: str = "inference") -> Any:

@@ -87,8 +87,7 @@ if [ -n "${LIVETALK_PYTHON:-}" ]; then
 elif ! _ready; then # a checkout that is ready is not written to
   # Two commands started at once take turns instead of installing over each other.
   if command -v flock >/dev/null 2>&1; then
-    mkdir -p "$ROOT/.cache" 2>/dev/null || _fail "$ROOT cannot be written to: set up here first, or activate an environment"
-    { : >>"$ROOT/.cache/setup.lock"; } 2>/dev/null || _fail "$ROOT cannot be written to: set up here first, or activate an environment"
+    { mkdir -p "$ROOT/.cache" && : >>"$ROOT/.cache/setup.lock"; } 2>/dev/null || _fail "$ROOT cannot be written to: set up here first, or activate an environment"
     exec 9>"$ROOT/.cache/setup.lock"
     flock 9
     _prepare

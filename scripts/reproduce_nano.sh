@@ -43,17 +43,17 @@ command_of() {
     clips) rendered 16 keep_frames=false workers=1 ;; # encoded by the VAE and the audio encoder that are there now
     vae | small_decoder) run train_nano first="$1" last="$1" frames_from=own ;;
     judges | audio) run train_nano first="$1" last="$1" ;;
+    pairs) run generate_ode_pairs ;;
     teacher | ode | dmd) run "train_$1" ;;
-    *) run "${1/#pairs/generate_ode_pairs}" ;; # evaluate
+    evaluate) run evaluate ;;
   esac
 }
-finish() { mkdir -p "$folder" && echo "$1 $2" >>"$folder/seconds.txt" && touch "$folder/$1.done"; }
 for stage in $STAGES; do
   if [ "$stage" = "$first" ]; then active=yes; fi
   if [ $active = yes ] && [ ! -e "$folder/$stage.done" ]; then
     echo "reproduce_nano: $stage" && began=$SECONDS
     command_of "$stage"
-    [ -n "$dry" ] || finish "$stage" $((SECONDS - began))
+    [ -n "$dry" ] || { mkdir -p "$folder" && echo "$stage $((SECONDS - began))" >>"$folder/seconds.txt" && touch "$folder/$stage.done"; }
   fi
   [ "$stage" != "$last" ] || break
 done

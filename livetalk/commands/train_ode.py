@@ -187,9 +187,10 @@ class Training:
             name: sum(one[name] * count for one, count in zip(found, counts, strict=True)) / sum(counts)
             for name in found[0]
         }
-        shapes = [shape_of(judge.pairs) for judge in self.judges] if len(found) > 1 else []
-        by_shape = {f"{DEV_ERROR}, {name}": one[DEV_ERROR] for name, one in zip(shapes, found, strict=False)}
-        return means | by_shape
+        if len(found) == 1:
+            return means
+        shapes = [shape_of(judge.pairs) for judge in self.judges]
+        return means | {f"{DEV_ERROR}, {name}": one[DEV_ERROR] for name, one in zip(shapes, found, strict=True)}
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Figures of the weights as they are, pictures, the report; exports the part if it is the best so far. Raises

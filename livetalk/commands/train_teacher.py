@@ -79,10 +79,12 @@ def drawing(run: TeacherRun, device: torch.device) -> Iterator[Callable[[int, in
     with World(run.world, device=device, workers=workers) as world:
 
         def draw(start: int, stop: int) -> Made:
-            batches = list(world.stream("train", range(start, stop), frames))
-            takes = [take for batch in batches for take in batch.takes]
+            shown, takes = [], []
+            for batch in world.stream("train", range(start, stop), frames):
+                shown.append(batch.frames.cpu())  # a shard is a gigabyte
+                takes += batch.takes
             pcm = torch.stack([torch.from_numpy(take.pcm) for take in takes])
-            return {"frames": torch.cat([b.frames for b in batches]), "pcm": pcm}, [take.prompt for take in takes]
+            return {"frames": torch.cat(shown), "pcm": pcm}, [take.prompt for take in takes]
 
         yield draw
 
@@ -149,7 +151,7 @@ def train_teacher(run: TeacherRun, dry_run: bool = False) -> None:
     own = (distributed.rank(), distributed.ranks())
     if own[0] == 0:
         print(f"train_teacher: {run.name} on {device}, {run.train.steps} steps, checkpoints in {folder}", flush=True)
-        if run.parts == 1 or not run.keep_frames:  # rendering alone needs none
+        if run.encodes:  # rendering alone needs none
             frozen_parts(run)
     mode = run.tracking if own[0] == 0 and run.parts == 1 else "off"
     tracker = tracking.start(mode, run.project, f"{run.name}/{folder.name}", folder, flat(run))
@@ -176,7 +178,7 @@ def prepare_clips(run: TeacherRun, folder: Path, device: torch.device, own: tupl
     if run.keep_frames:
         render(run, folder / "frames", device, own)
         distributed.wait()
-    if run.parts == 1 or not run.keep_frames:
+    if run.encodes:
         encode(run, folder / "frames", folder / "clips", device, own)
         distributed.wait()
         log.info("encoded clips ready after %.1f s", time.monotonic() - started)

@@ -23,10 +23,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from livetalk.checks import at_least
 
-PAD, END = "<pad>", "</s>"
-
-
 log = logging.getLogger(__name__)
+
+PAD, END = "<pad>", "</s>"
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,11 @@ class TextEncoder(nn.Module):
         """Loads weights under the names of a published file, strictly."""
         self.load_state_dict({ours: weights[name] for ours, name in published_names(weights).items()}, strict=True)
 
-    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Cleans and tokenizes: ids and mask [B, L] on the CPU. Long texts are cut, keeping the end mark."""
+    def tokens(self, texts: list[str], length: int = 0) -> tuple[Tensor, Tensor]:
+        """Cleans and tokenizes: ids and mask [B, L] on the CPU. Texts longer than L, by default config.length, are
+        cut, keeping the end mark."""
         assert self.tokenizer is not None, "this TextEncoder was built without a tokenizer"
-        return self.tokenizer([clean(text, self.config.fix_text) for text in texts], self.config.length)
+        return self.tokenizer([clean(text, self.config.fix_text) for text in texts], length or self.config.length)
 
     def features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask [B, L] -> features [B, L, D]. Padding is not attended to, and its features are zero."""
@@ -121,8 +121,7 @@ class TextEncoder(nn.Module):
         """One line for each of the texts, which fill all positions, that is longer still."""
         most = self.config.length
         for text in full:
-            _, mask = self.tokenizer([clean(text, self.config.fix_text)], 2 * most)
-            if int(mask.sum()) > most:
+            if int(self.tokens([text], 2 * most)[1].sum()) > most:
                 beginning = " ".join(text.split())[:40]
                 log.warning(
                     'prompt "%s ...": only its first %d tokens are read, say it in fewer words', beginning, most

@@ -238,10 +238,9 @@ def _arpabet_phones(listing: list[tuple[str, float]]) -> tuple[Phone, ...]:
 
     No stress is told: full vowels count as stressed, reduced ones do not.
     """
-    starts = [0.0, *(end for _, end in listing)]
-    return tuple(
-        Phone(start, end, _ARPABET[name]) for start, (name, end) in zip(starts, listing, strict=False) if name != "pau"
-    )
+    bounds = pairwise([0.0, *(end for _, end in listing)])
+    named = zip(bounds, listing, strict=True)
+    return tuple(Phone(start, end, _ARPABET[name]) for (start, end), (name, _) in named if name != "pau")
 
 
 # --- tone --------------------------------------------------------------------------------------------------------

@@ -90,9 +90,10 @@ def flow_of(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (noise[0] - latents)[:, :, 1:].double()
 
 
+@pytest.fixture(scope="module")
 @torch.inference_mode()
-@pytest.mark.xfail(reason="1.03e-2 with FlashAttention 3; the plain path is 1.4e-2 off float32", strict=False)
-def test_half_precision_stays_within_its_budget():
+def flows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the fast path and of the plain one in bfloat16, and of the plain one in float32."""
     exact = network(SIZES, torch.float32, "cuda")
     conditions, noise = inputs(exact, CACHE, 1, 20, **ONE)
     wanted = flow_of(plain_blocks(exact, CACHE, conditions, noise, **ONE)[0], noise[0])
@@ -100,12 +101,25 @@ def test_half_precision_stays_within_its_budget():
     given = [part.map(lambda value: value.bfloat16()) for part in conditions], [draws.bfloat16() for draws in noise]
     plain = flow_of(plain_blocks(half, CACHE, *given, **ONE)[0], given[1][0])
     found = flow_of(fast_blocks(fast(half, CACHE, FAST, **ONE), *given)[0], given[1][0])
+    return found, plain, wanted
+
+
+@pytest.mark.xfail(has_fa3(), reason="1.03e-2 with FlashAttention 3", raises=AssertionError, strict=True)
+def test_half_precision_stays_within_its_budget(flows):
+    found, plain, _ = flows
     assert relative(found, plain) < 1e-2
+
+
+def test_the_fast_path_is_as_near_to_float32_as_the_plain_one(flows):
+    found, plain, wanted = flows
     assert relative(found, wanted) < 1.2 * relative(plain, wanted)
 
 
 FP8 = [
-    pytest.param("fp8", marks=pytest.mark.xfail(reason="5.4e-2: a product in e4m3 errs by 3.7 %", strict=True)),
+    pytest.param(
+        "fp8",
+        marks=pytest.mark.xfail(reason="5.4e-2: a product in e4m3 errs by 3.7 %", raises=AssertionError, strict=True),
+    ),
     "fp8-qkv",
 ]
 
