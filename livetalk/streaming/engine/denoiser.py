@@ -51,7 +51,7 @@ class Denoiser:
         self.linears = self._linears(config.linears, shape[0])
         half = self.linears == "bfloat16" and not gpu
         self.attention, self._attend = choose(config.attention, self.device, shape, self.dtype, half)
-        self.key_dtype = E4M3 if self.attention == "fa3-fp8" else self.dtype
+        self.key_dtype = E4M3 if config.attention == "fa3-fp8" else self.dtype
         self.graphs, self.compiled = config.on(config.graphs, gpu) and gpu, config.on(config.compile, gpu)
         self._weights = [weights_of(block, self.linears) for block in dit.blocks]
         self._times = {level: modulations_of(dit, level, like) for level in (*self.levels, CLEAN)}
