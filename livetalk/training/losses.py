@@ -5,10 +5,45 @@ Latent frame 0 of a clip is the reference image: it stays in the DMD mean and is
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from livetalk import flow
+from livetalk.checks import at_least
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in a picture errors count more: boxes (top, left, bottom, right) as shares of its sides, which hold lids
+    and lips wherever the face of a clip turns, and how much more, 0: as the rest."""
+
+    lids: Box = (0.25, 0.18, 0.44, 0.82)
+    lips: Box = (0.56, 0.25, 0.82, 0.75)
+    lids_more: float = 0.0
+    lips_more: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "lids_more", "lips_more")
+        for name in ("lids", "lips"):
+            top, left, bottom, right = getattr(self, name)
+            if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+                raise ValueError(f"{name}={getattr(self, name)}: give top, left, bottom and right, shares from 0 to 1")
+
+    def weight(self, height: int, width: int, device: torch.device) -> Tensor:
+        """[h, w] of mean 1, each place by how much of it the boxes cover."""
+        rows, columns = (torch.arange(side, device=device) / side for side in (height, width))
+        weight = torch.ones(height, width, device=device)
+        for (top, left, bottom, right), more in ((self.lids, self.lids_more), (self.lips, self.lips_more)):
+            shares = (
+                height * ((rows + 1 / height).clamp_max(bottom) - rows.clamp_min(top)).clamp_min(0),
+                width * ((columns + 1 / width).clamp_max(right) - columns.clamp_min(left)).clamp_min(0),
+            )
+            weight = weight + more * torch.outer(*shares)
+        return weight / weight.mean()
 
 
 def moving_weight(clip: Tensor, strength: float, most: float = 8.0) -> Tensor:
@@ -21,10 +56,18 @@ def moving_weight(clip: Tensor, strength: float, most: float = 8.0) -> Tensor:
     return weight / weight.mean((3, 4), keepdim=True)
 
 
-def flow_loss(predicted: Tensor, x0: Tensor, noise: Tensor, skip: Tensor | None = None, moving: float = 0.0) -> Tensor:
+def flow_loss(
+    predicted: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    skip: Tensor | None = None,
+    moving: float = 0.0,
+    places: Places = Places(),
+) -> Tensor:
     """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight."""
     error = (predicted.float() - flow.flow_target(x0, noise).float()).square()
-    error = (error * moving_weight(x0, moving)).mean(dim=(1, 3, 4))
+    weight = moving_weight(x0, moving) * places.weight(*x0.shape[3:], x0.device)
+    error = (error * (weight / weight.mean((3, 4), keepdim=True))).mean(dim=(1, 3, 4))
     if skip is None:
         return error.mean()
     kept = (~skip).to(error)

@@ -14,7 +14,7 @@ from livetalk.data.encoded import EncodedClips
 from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.text import TextEncoder
-from livetalk.training.losses import flow_loss
+from livetalk.training.losses import Places, flow_loss
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class FlowMatchingConfig:
     """drop_audio: share of samples without sound; drop_text: share of the others without prompt (half of the silent).
 
     prefix: clean latents at the start of a window that continues a clip (sampled with share `continued`);
-    shift: of the training levels towards noise; moving: extra weight of what moves (losses.moving_weight).
+    shift: of the training levels towards noise; moving: extra weight of what moves (losses.moving_weight); places:
+    where errors count more.
     causal: latent frames of a block that sees itself and earlier blocks only (0: every frame sees all).
     """
 
@@ -32,6 +33,7 @@ class FlowMatchingConfig:
     prefix: int = 4
     shift: float = 3.0
     moving: float = 0.5
+    places: Places = Places()
     latents: int = 21
     causal: int = 0
 
@@ -98,7 +100,8 @@ class FlowMatchingObjective:
         given = torch.arange(x0.shape[2], device=device) < conditions.prefix
         xt = torch.where(given[:, None, None], x0, flow.add_noise(x0, noise, sigma))
         predicted = self.dit(xt, 1000 * sigma, conditions, self.attend)
-        loss = flow_loss(predicted, x0, noise, skip=given.expand(batch, -1), moving=self.config.moving)
+        skip, config = given.expand(batch, -1), self.config
+        loss = flow_loss(predicted, x0, noise, skip, config.moving, config.places)
         return loss, {}
 
     def kind(self, step: int) -> bool:

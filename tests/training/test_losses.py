@@ -3,6 +3,7 @@ import torch
 
 from livetalk import flow
 from livetalk.training.losses import (
+    Places,
     critic_flow_loss,
     critic_input,
     dmd_gradient,
@@ -36,6 +37,33 @@ def test_moving_weight_follows_its_formula():
 
 def test_a_clip_that_does_not_move_is_weighed_evenly():
     assert torch.equal(moving_weight(torch.ones(1, 2, 3, 2, 2), 1.0), torch.ones(1, 1, 1, 2, 2))
+
+
+def test_places_count_by_how_much_of_them_a_box_covers():
+    """The upper left quarter whole, half of each place of the last column below: 1 + 3, 1 + 0.5, else 1."""
+    places = Places(lids=(0.0, 0.0, 0.5, 0.5), lips=(0.5, 0.875, 1.0, 1.0), lids_more=3.0, lips_more=1.0)
+    wanted = torch.ones(4, 4)
+    wanted[:2, :2], wanted[2:, 3] = 4.0, 1.5
+    assert torch.allclose(places.weight(4, 4, torch.device("cpu")), wanted / wanted.mean())
+    assert torch.equal(Places().weight(5, 7, torch.device("cpu")), torch.ones(5, 7))
+
+
+def test_an_error_counts_more_in_a_place_that_does():
+    x0, noise = draw(1, 16, 3, 4, 4), draw(1, 16, 3, 4, 4, seed=1)
+    places = Places(lids=(0.0, 0.0, 0.5, 0.5), lids_more=3.0)
+    losses = []
+    for row in (0, 3):
+        wrong = flow.flow_target(x0, noise).clone()
+        wrong[..., row, 0] += 1
+        losses.append(flow_loss(wrong, x0, noise, places=places).item())
+    assert losses[0] == pytest.approx(4 * losses[1], rel=1e-5)
+    assert losses[1] == pytest.approx(1 / 16 / 1.75, rel=1e-5)
+
+
+@pytest.mark.parametrize("box", [(0.5, 0.0, 0.5, 1.0), (0.0, -0.1, 1.0, 1.0), (0.0, 0.0, 1.0, 1.5)])
+def test_a_box_beyond_the_picture_is_refused(box):
+    with pytest.raises(ValueError, match="lips=.*give top, left, bottom and right"):
+        Places(lips=box)
 
 
 @pytest.mark.parametrize("moving", [0.0, 0.5])
