@@ -420,10 +420,10 @@ class DmdRun:
 class EvaluateRun:
     """`scripts/evaluate.sh`: figures of a family on `clips` clips of a split, its generators side by side.
 
-    methods: some of METHODS, none for all that the family has; the teacher is measured at each of `scales`. decoder: of
-    all methods, as at inference; the student is shown with the family's other one, too. voice2: clips spoken by the
-    world's second engine. timing: seconds for one clip, too. long_clips of long_seconds: what long_methods drift.
-    workers: processes that render.
+    methods: some of METHODS, none for all that the family has; the teacher is measured at each of `scales`: guidance on
+    sound and, unless text_scales, as many, say otherwise, on prompts. decoder: of all methods, as at inference; the
+    student is shown with the family's other one, too. voice2: clips spoken by the world's second engine. timing:
+    seconds for one clip, too. long_clips of long_seconds: what long_methods drift. workers: processes that render.
     """
 
     run: str = "evaluate"
@@ -437,6 +437,7 @@ class EvaluateRun:
     methods: tuple[str, ...] = ()
     steps: int = 50
     scales: tuple[float, ...] = (2.0,)
+    text_scales: tuple[float, ...] = ()
     negative_prompt: str = ""
     prefix: int = 4
     decoder: str = "auto"
@@ -451,6 +452,12 @@ class EvaluateRun:
     causal: CausalSampling = CausalSampling()
     world: WorldConfig = WorldConfig()
 
+    @property
+    def guidances(self) -> dict[str, tuple[float, float]]:
+        """Scales on text and on sound, by what they are called in reports."""
+        pairs = zip(self.text_scales or self.scales, self.scales, strict=True)
+        return {f"{audio:g}" + (f", on text {text:g}" if text != audio else ""): (text, audio) for text, audio in pairs}
+
     def __post_init__(self) -> None:
         for name, chosen in (("methods", self.methods), ("long_methods", self.long_methods)):
             for method in chosen:
@@ -461,9 +468,14 @@ class EvaluateRun:
         at_least(1, self, "frames", "prefix", "batch", "steps", "long_clips")
         at_least(0, self, "seed", "voice2", "workers")
         at_least(2, self, "clips")
-        if not self.scales or not all(0 <= scale <= MOST_GUIDANCE for scale in self.scales):
+        if not self.scales or not all(0 <= scale <= MOST_GUIDANCE for scale in (*self.scales, *self.text_scales)):
             raise ValueError(
-                f"scales={list(self.scales)}: give some, from 0 to {MOST_GUIDANCE:g}, such as scales=[2.0]"
+                f"scales={list(self.scales)}, text_scales={list(self.text_scales)}: give some, from 0 to "
+                f"{MOST_GUIDANCE:g}, such as scales=[2.0]"
+            )
+        if self.text_scales and len(self.text_scales) != len(self.scales):
+            raise ValueError(
+                f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}, or none"
             )
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
             raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")

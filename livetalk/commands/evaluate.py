@@ -61,6 +61,7 @@ family=FOLDER      the family to measure, by its own frozen judges
 split=NAME         dev, test or test-voice2; settings are chosen on dev, figures reported on test
 methods=[teacher,student]  columns: teacher, student, student_ode; without it all that the family has
 scales=[2.0]       guidance on text and sound, one column of the teacher each; the best by Frechet distance is compared
+text_scales=[1.5]  guidance on text where it is another than on sound, as many as scales
 decoder=vae|small  of all columns; auto: as at inference
 clips=N steps=N    how many clips, and the teacher's sampling steps for each
 voice2=N           N clips more, spoken by the second engine, in a table of their own; left out if it is not installed
@@ -89,15 +90,16 @@ class Family:
         self.teachers, self.students = {}, {}
         if "teacher" in methods:
             dit = load_part(run.family, "teacher", device, self.dtype)
-            self.teachers = {f"teacher, guidance {scale:g}": self._teacher(dit, scale) for scale in run.scales}
+            named = run.guidances.items()
+            self.teachers = {f"teacher, guidance {name}": self._teacher(dit, *scales) for name, scales in named}
         for name, column in STUDENTS.items():
             if name in methods:
                 dit = load_part(run.family, name, device, self.dtype)
                 self.students[column] = CausalSampler(dit, run.geometry, run.causal)
 
-    def _teacher(self, dit: WanDiT, scale: float) -> TeacherSampler:
+    def _teacher(self, dit: WanDiT, text_scale: float, audio_scale: float) -> TeacherSampler:
         run = self.run
-        settings = TeacherSampling(run.steps, scale, scale, run.negative_prompt, run.prefix)
+        settings = TeacherSampling(run.steps, text_scale, audio_scale, run.negative_prompt, run.prefix)
         return TeacherSampler(dit, self.text, run.geometry, settings)
 
     def conditions(self, clips: Sequence[EvaluationClip], latents: int) -> Conditions:

@@ -243,6 +243,14 @@ def test_a_dry_run_of_the_debug_run_needs_no_weights(tmp_path, monkeypatch, caps
         evaluate_family(replace(debug, family="runs/mine"), dry_run=True)
 
 
+def test_text_may_have_another_scale(run):
+    named = replace(run, scales=(1.5, 2.5), text_scales=(1.5, 1.0)).guidances
+    assert named == {"1.5": (1.5, 1.5), "2.5, on text 1": (1.0, 2.5)}
+    family = Family(replace(run, scales=(2.5,), text_scales=(1.0,)), CPU, ["teacher"])
+    settings = family.teachers["teacher, guidance 2.5, on text 1"].settings
+    assert (settings.text_scale, settings.audio_scale) == (1.0, 2.5)
+
+
 def test_a_dry_run_counts_students_and_caches(run, capsys):
     evaluate_family(replace(run, long_seconds=20), dry_run=True)
     lines = capsys.readouterr().out.splitlines()
@@ -254,7 +262,8 @@ def test_a_dry_run_counts_students_and_caches(run, capsys):
 MISTAKES = {
     "methods=[techer]": "methods: 'techer' is not known: use some of teacher, student, student_ode",
     "long_methods=[vae]": "long_methods: 'vae'",
-    "scales=[]": "scales=[]: give some",
+    "scales=[]": "scales=[]",
+    "text_scales=[1.0,2.0]": "text_scales=[1.0, 2.0]: give one for each of scales=",
     "long_seconds=5": "give 0, or 20 or more",
     "clips=1": "clips=1: give 2 or more",
     "voice2=1": "voice2=1",
