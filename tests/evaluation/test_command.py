@@ -263,7 +263,7 @@ MISTAKES = {
     "methods=[techer]": "methods: 'techer' is not known: use some of teacher, student, student_ode",
     "long_methods=[vae]": "long_methods: 'vae'",
     "scales=[]": "scales=[]",
-    "text_scales=[1.0,2.0]": "text_scales=[1.0, 2.0]: give one for each of scales=",
+    "text_scales=[1.0,2.0,3.0]": "text_scales=[1.0, 2.0, 3.0]: give one for each of scales=",
     "long_seconds=5": "give 0, or 20 or more",
     "clips=1": "clips=1: give 2 or more",
     "voice2=1": "voice2=1",
