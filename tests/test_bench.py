@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from livetalk import config
 from livetalk.commands import bench
 from livetalk.evaluation.benchmark import Limits, Path, limits_of, table
 from livetalk.geometry import Geometry
-from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, TrueColours
 from livetalk.streaming.bench import BenchRun
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.pace import StreamConfig
@@ -84,6 +85,18 @@ def test_the_published_shape_is_built_without_memory(capsys):
     assert float(capsys.readouterr().out.split()[-2]) > 5  # GiB in float32
 
 
+def test_the_published_shape_may_have_a_small_decoder(tiny_parts, monkeypatch):
+    kinds = {"dit": "generator", "vae": "vae", "audio": "audio"}
+    parts = {name: tiny_parts[kind] for name, kind in kinds.items()}
+    builds = {name: partial(type(part), part.config) for name, part in parts.items()}
+    monkeypatch.setattr(bench, "PUBLISHED", builds)
+    run = BenchRun(preset="1.3b", resolution="16x16", decoder="small", device="cpu", words=8)
+    made = bench.performer_of(run, torch.device("cpu"), torch.float32)
+    assert isinstance(made.decoder, TrueColours) and made.decoder.vae is made.vae
+    usual = bench.performer_of(replace(run, decoder="auto"), torch.device("cpu"), torch.float32)
+    assert usual.decoder is usual.vae
+
+
 def test_random_weights_keep_signals_finite():
     torch.manual_seed(0)
     layers = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(30)))
@@ -103,7 +116,6 @@ def test_where_nothing_can_be_written_nothing_is_measured(monkeypatch):
         (["resolution=big"], "for example 512x512"),
         (["resolution=100x100"], "multiple of 16"),
         (["blocks=3"], "at least 10"),
-        (["preset=1.3b", "decoder=small"], "no small decoder"),
     ],
 )
 def test_mistakes(settings, reason):

@@ -33,6 +33,7 @@ from livetalk.families import load_pipeline
 from livetalk.geometry import FPS, SAMPLE_RATE, Geometry
 from livetalk.models.audio import AudioConfig, AudioEncoder
 from livetalk.models.dit import DiTConfig, WanDiT
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, TrueColours
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.pipeline import EXAMPLE_IMAGE, example_prompt
 from livetalk.streaming.bench import BenchRun
@@ -54,11 +55,13 @@ PUBLISHED: dict[str, Callable[[], nn.Module]] = {
     "audio": lambda: AudioEncoder(AudioConfig.wav2vec2_base()),
 }
 """The parts of the published shape that a stream runs."""
+SMALL: dict[str, Callable[[], nn.Module]] = {"small": lambda: SmallDecoder(SmallDecoderConfig())}
+"""Of the shape that ships with the nano family: it reads latents of the same channels."""
 
 KEYS = """
 preset=nano|1.3b      the shipped family, or the published shape with random weights
 resolution=512x512    width and height in pixels
-decoder=small|vae     as at inference; the plain path beside it always has the VAE's
+decoder=small|vae     as at inference (of preset 1.3b: vae); the plain path beside it always has the VAE's
 ways=[plain,exact,fp8]  what to time side by side; on a CPU [plain,exact,half]: half has products in bfloat16
 engine.KEY=...        how blocks are made, see the keys below
 blocks=N              timed in steady state, 10 or more (50)
@@ -148,17 +151,21 @@ def performer_of(run: BenchRun, device: torch.device, dtype: torch.dtype) -> Per
     geometry, config = geometry_of(run), StreamConfig(backlog_s=3600)
     if run.preset == "nano":
         return load_pipeline(inference_run(run)).performer(config)
-    if run.decoder == "small":
-        raise ValueError("preset 1.3b has no small decoder: use decoder=vae")
     parts = {}
-    for name, build in PUBLISHED.items():
+    for name, build in builds_of(run).items():
         with torch.device("meta"):
             module = build()
         parts[name] = randomise(module.to(dtype).to_empty(device=device)).eval().requires_grad_(False)
-    parts["vae"].set_statistics()
-    timesteps = InferenceRun().causal.timesteps
-    text = RandomText(parts["dit"].config, run.words)
-    return Performer(parts["dit"], parts["vae"], parts["audio"], text, geometry, timesteps, config=config)
+    dit, vae, audio = (parts[name] for name in PUBLISHED)
+    vae.set_statistics()
+    text, timesteps = RandomText(dit.config, run.words), InferenceRun().causal.timesteps
+    decoder = TrueColours(parts["small"], vae) if "small" in parts else None
+    return Performer(dit, vae, audio, text, geometry, timesteps, config=config, decoder=decoder)
+
+
+def builds_of(run: BenchRun) -> dict[str, Callable[[], nn.Module]]:
+    """The parts of the published shape, with a small decoder if that is asked for."""
+    return PUBLISHED | (SMALL if run.decoder == "small" else {})
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -321,5 +328,5 @@ def dry(run: BenchRun, dtype: torch.dtype) -> str:
     if run.preset == "nano":
         return inference.memory(inference_run(run))
     with torch.device("meta"):
-        rows = {name: bytes_of(build().parameters(), dtype) for name, build in PUBLISHED.items()}
+        rows = {name: bytes_of(build().parameters(), dtype) for name, build in builds_of(run).items()}
     return memory.table(f"bench: weights of preset {run.preset}, {str(dtype).removeprefix('torch.')}", rows)
