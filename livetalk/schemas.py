@@ -154,6 +154,9 @@ def _fitting(value: Any, kind: Any, where: str) -> Any:
     """`value` as a leaf of type `kind`. Raises ValueError if it is none."""
     if get_origin(kind) is tuple:
         return _listed(value, kind, where)
+    if set(get_args(kind)) == {bool, str}:  # true, false, or a word, which the dataclass knows
+        word = isinstance(value, str) and value.lower() not in BOOLEANS
+        return value if word else _fitting(value, bool, where)
     if NoneType in get_args(kind):
         if value is None:
             return None

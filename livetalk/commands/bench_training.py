@@ -32,6 +32,7 @@ from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.kv_cache import CacheConfig
 from livetalk.training import distributed, flops, sharding
 from livetalk.training.bench import CASES, PRESETS, BenchTrainingRun
+from livetalk.training.compiled import compile_network
 from livetalk.training.dmd import CRITIC, STUDENT, DmdObjective, Iteration
 from livetalk.training.ode import OdeConfig, OdeObjective
 from livetalk.training.trainer import Trainer
@@ -46,7 +47,7 @@ cases=[ode,dmd-14b]   what to time: ode, dmd-1.3b, dmd-14b (the teacher's size)
 train.shard=true      spread over the processes of torchrun: torchrun --nproc-per-node 2 scripts/bench_training.py ...
 samples=N             of a step and process
 steps=N warmup=N      timed, and before that
-train.compile=true train.recompute=false train.offload=true train.regather=false train.sequence=2
+train.compile=true|parts|blocks train.recompute=false train.offload=true train.regather=false train.sequence=2
 """
 
 
@@ -210,7 +211,7 @@ def trainer_of(run: BenchTrainingRun, name: str, device: torch.device) -> tuple[
     train = replace(run.train, batch=run.samples * groups, at_once=0, accumulate=1, warmup=0)
     group = sharding.sequence_group(train.sequence)
     pairs, text = random_pairs(run, device)
-    student = network(run, sizes[SIZE], device, learns=True)
+    student = network(run, sizes[SIZE], device, learns=True, cached=bool(CASES[name]))
     phases, folder = Phases(device), Path(run.output)
     if not CASES[name]:
         objective = OdeObjective(student, pairs, text[1:], run.geometry.block, OdeConfig(), group)
@@ -233,13 +234,14 @@ def trainer_of(run: BenchTrainingRun, name: str, device: torch.device) -> tuple[
     return trainer, phases
 
 
-def network(run: BenchTrainingRun, sizes: DiTConfig, device: torch.device, learns: bool) -> WanDiT:
-    """Random weights, made where they stay: a teacher of 14B never lies on the host."""
+def network(
+    run: BenchTrainingRun, sizes: DiTConfig, device: torch.device, learns: bool, cached: bool = False
+) -> WanDiT:
+    """Random weights, made where they stay: a teacher of 14B never lies on the host. cached: it is rolled out."""
     dtype = torch.float32 if learns else precision_of(run.teacher_precision, device)
     with torch.device("meta"):
         dit = WanDiT(sizes).to(dtype).eval().requires_grad_(learns)
-    for block in dit.blocks if run.train.compile else []:
-        block.compile(dynamic=False)
+    compile_network(dit, run.train.compile, cached)
     if run.train.shard:
         sharding.shard(dit, run.train, device, run.train.precision)
     dit.to_empty(device="cpu" if run.train.offload else device)

@@ -22,6 +22,7 @@ from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.lora import adapt, without_adapters
 from livetalk.parts import load_part, read_config, require_parts
 from livetalk.training.buckets import mixed
+from livetalk.training.compiled import compile_network
 from livetalk.training.teacher import FlowMatchingObjective, PromptFeatures
 from livetalk.training.trainer import Trainer
 
@@ -61,9 +62,7 @@ def trainer_of(run: TeacherRun, clips: Sequence[EncodedClips], folder: Path, dev
     """Trains the adapters on clips of one shape or several, which are on the device."""
     torch.manual_seed(run.train.seed)
     dit = adapted(run, device)
-    if run.train.compile:
-        for block in dit.blocks:
-            block.compile(dynamic=False)
+    compile_network(dit, run.train.compile)
     told = prompts_of(run, [some.prompts for some in clips], device)
     parts = [FlowMatchingObjective(dit, None, *own, run.flow) for own in zip(clips, told, strict=True)]
     objective = mixed(parts, [len(some) for some in clips], run.train.seed)

@@ -44,6 +44,7 @@ from livetalk.models.kv_cache import CacheConfig
 from livetalk.parts import load_part, missing_parts, require_parts, sized
 from livetalk.training import distributed, health, sharding
 from livetalk.training.buckets import mixed, room_to_compile
+from livetalk.training.compiled import compile_network
 from livetalk.training.dmd import CRITIC, STUDENT, DmdObjective
 from livetalk.training.tracking import Tracker
 from livetalk.training.trainer import Trainer
@@ -160,8 +161,8 @@ class Training(train_ode.Training):
         teacher = load_part(run.family, run.score, self.place, precision_of(run.teacher_precision, device))
         if run.train.compile:
             room_to_compile(len(sources))
-            for block in [*teacher.blocks, *critic.blocks]:
-                block.compile(dynamic=False)
+        for network in (student, critic, teacher):
+            compile_network(network, run.train.compile, cached=network is student)
         self.spread(self.probe)
         self.spread(teacher)
         text = text_encoder(run, device)

@@ -43,6 +43,7 @@ from livetalk.parts import CARD, Card, export_part, load_part, missing_parts, re
 from livetalk.rollout import gaussian
 from livetalk.training import distributed, sharding, tracking
 from livetalk.training.buckets import mixed, room_to_compile
+from livetalk.training.compiled import compile_network
 from livetalk.training.health import Watch
 from livetalk.training.ode import DEV_ERROR, OdeObjective, Verdict, verdict
 from livetalk.training.tracking import Tracker
@@ -147,8 +148,7 @@ class Training:
         student.requires_grad_(True)
         if run.train.compile:
             room_to_compile(len(sources))
-            for block in student.blocks:
-                block.compile(dynamic=False)
+        compile_network(student, run.train.compile)
         parts = objectives("train", student)
         self.made_with = parts[0].pairs.settings
         objective = mixed(parts, [len(part.pairs) for part in parts], run.train.seed)

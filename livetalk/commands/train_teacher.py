@@ -36,6 +36,7 @@ from livetalk.models.text import TextEncoder, file_tokenizer, published_name, tr
 from livetalk.parts import TOKENIZER, export_part, load_part, missing_parts, require_parts
 from livetalk.training import distributed, tracking
 from livetalk.training.buckets import mixed, room_to_compile
+from livetalk.training.compiled import compile_network
 from livetalk.training.teacher import FlowMatchingObjective, Prompts
 from livetalk.training.trainer import Trainer
 
@@ -226,9 +227,7 @@ def trainer_of(run: TeacherRun, folder: Path, device: torch.device) -> Trainer:
         dit.load_state_dict(load_part(start, "teacher").state_dict())
         text.load_state_dict(load_part(start, "text").state_dict())
     text.requires_grad_(not run.flow.causal)
-    if run.train.compile:
-        for block in dit.blocks:
-            block.compile(dynamic=False)
+    compile_network(dit, run.train.compile)
     parts = [
         FlowMatchingObjective(dit, text, some, prompt_tokens(text, some.prompts, device), run.flow) for some in clips
     ]

@@ -18,16 +18,19 @@ from torch import Tensor
 from livetalk.models.rope import rope_table, rotate
 
 View = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Turn = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The tokens of a pass: `frames` latent frames from index `first` on, each of rows x columns tokens."""
+    """The tokens of a pass: `frames` latent frames from index `first` on, each of rows x columns tokens. turn: what
+    rotates queries and keys; rope.rotate, or that compiled."""
 
     first: int
     frames: int
     rows: int
     columns: int
+    turn: Turn = rotate
 
     @property
     def tokens_per_frame(self) -> int:
@@ -63,8 +66,8 @@ class FullAttention:
     repeatable: ClassVar[bool] = True
 
     def open(self, grid: Grid, head_dim: int, device: torch.device) -> View:
-        table = _table(grid, head_dim, device)
-        return lambda layer, q, k, v: attention(rotate(q, table), rotate(k, table), v)
+        table, turn = _table(grid, head_dim, device), grid.turn
+        return lambda layer, q, k, v: attention(turn(q, table), turn(k, table), v)
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,16 @@ class BlockCausal:
     repeatable: ClassVar[bool] = True
 
     def open(self, grid: Grid, head_dim: int, device: torch.device) -> View:
-        table = _table(grid, head_dim, device)
+        table, turn = _table(grid, head_dim, device), grid.turn
         if self.masked or self.window is not None:
             frames = self._visible(grid.frames, device)
             per = grid.tokens_per_frame
             mask = frames.repeat_interleave(per, 0).repeat_interleave(per, 1)
-            return lambda layer, q, k, v: attention(rotate(q, table), rotate(k, table), v, mask)
+            return lambda layer, q, k, v: attention(turn(q, table), turn(k, table), v, mask)
         step = self.block * grid.tokens_per_frame
 
         def view(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k = rotate(q, table), rotate(k, table)
+            q, k = turn(q, table), turn(k, table)
             parts = [
                 attention(q[:, start : start + step], k[:, : start + step], v[:, : start + step])
                 for start in range(0, q.shape[1], step)

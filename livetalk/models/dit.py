@@ -9,8 +9,9 @@ Shapes: B batch, F latent frames, N tokens of a frame (rows x columns), D width,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from livetalk.checks import at_least
 from livetalk.conditions import Conditions
 from livetalk.geometry import LATENT_CHANNELS, PATCH, TIME_STRIDE
-from livetalk.models.attention import Attend, Grid, View, attention
+from livetalk.models.attention import Attend, Grid, Turn, View, attention
+from livetalk.models.rope import rotate
 
 MODULATIONS = 6
 
@@ -132,6 +134,13 @@ class RMSNorm(nn.Module):
         return wide.to(x.dtype) * self.weight.to(x.dtype)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Reads its weights in the type of x: sharded ones are gathered in that of the other weights of their block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Projections with RMS-normalised queries and keys; who attends to whom is the caller's business."""
 
@@ -159,30 +168,51 @@ class Block(nn.Module):
         self.eps = config.eps
         self.modulation = nn.Parameter(torch.randn(1, MODULATIONS, dim) / math.sqrt(dim))
         self.self_attn = Attention(config)
-        self.norm3 = nn.LayerNorm(dim, eps=config.eps)
+        self.norm3 = LayerNorm(dim, eps=config.eps)
         self.cross_attn = Attention(config)
         self.ffn = nn.Sequential(
             nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
         )
 
-    def forward(self, x: Tensor, time: Tensor, text: tuple[Tensor, Tensor], layer: int, view: View) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, text: tuple[Tensor, Tensor], layer: int, view: View, parts: Parts
+    ) -> Tensor:
         """x [B, F, N, D], time [B, F or 1, 6, D], text keys and values [B, L, heads, d]."""
         shift, scale, gate, shift2, scale2, gate2 = (self.modulation + time).unsqueeze(-2).unbind(-3)
-        frames = x.shape[1]
-
-        y = self._modulate(x, shift, scale).flatten(1, 2)
-        k, v = self.self_attn.keys_values(y)
-        y = self.self_attn.o(view(layer, self.self_attn.queries(y), k, v).flatten(2))
-        x = x + gate * y.unflatten(1, (frames, -1))
-
-        y = self.norm3(x).flatten(1, 2)
-        y = self.cross_attn.o(attention(self.cross_attn.queries(y), *text).flatten(2))
-        x = x + y.unflatten(1, (frames, -1))
-
-        return x + gate2 * self.ffn(self._modulate(x, shift2, scale2))
+        q, k, v = parts.before(self, x, shift, scale)
+        x, q = parts.between(self, x, view(layer, q, k, v), gate)
+        return parts.after(self, x, attention(q, *text), shift2, scale2, gate2)
 
     def _modulate(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
+
+
+def before(block: Block, x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Up to self-attention: x [B, F, N, D] to queries, keys and values [B, F * N, heads, d]."""
+    y = block._modulate(x, shift, scale).flatten(1, 2)
+    return block.self_attn.queries(y), *block.self_attn.keys_values(y)
+
+
+def between(block: Block, x: Tensor, seen: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """From what self-attention saw to x with it, and to the queries of the text, both [B, F * N, heads, d]."""
+    x = x + gate * block.self_attn.o(seen.flatten(2)).unflatten(1, x.shape[1:3])
+    return x, block.cross_attn.queries(block.norm3(x).flatten(1, 2))
+
+
+def after(block: Block, x: Tensor, told: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+    """From what the text told [B, F * N, heads, d] to the end of the block."""
+    x = x + block.cross_attn.o(told.flatten(2)).unflatten(1, x.shape[1:3])
+    return x + gate * block.ffn(block._modulate(x, shift, scale))
+
+
+class Parts(NamedTuple):
+    """The work of a block around its two attentions. Nothing in it depends on the layer or on who sees whom, so that
+    compiled forms serve all layers (livetalk/training/compiled.py)."""
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]] = before
+    between: Callable[..., tuple[Tensor, Tensor]] = between
+    after: Callable[..., Tensor] = after
+    turn: Turn = rotate
 
 
 class Head(nn.Module):
@@ -211,12 +241,13 @@ class AudioPack(nn.Module):
 
 class WanDiT(nn.Module):
     """recompute: keep none of the blocks' activations for the backward pass, which runs the blocks again instead (Chen
-    et al., arXiv:1604.06174); not where `attend` cannot be repeated."""
+    et al., arXiv:1604.06174); not where `attend` cannot be repeated. parts: what blocks run around their attentions."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute = False
+        self.parts = Parts()
         dim = config.dim
         patch = (1, PATCH, PATCH)
         self.patch_embedding = nn.Conv3d(config.in_channels, dim, kernel_size=patch, stride=patch)
@@ -238,20 +269,23 @@ class WanDiT(nn.Module):
         """
         batch, _, frames, height, width = x.shape
         prepared = conditions if isinstance(conditions, Prepared) else self._prepare(conditions, frames)
-        grid = Grid(prepared.first, frames, height // PATCH, width // PATCH)
+        grid = Grid(prepared.first, frames, height // PATCH, width // PATCH, self.parts.turn)
         view = attend.open(grid, self.config.head_dim, x.device)
         time = prepared.times[t] if isinstance(t, float) and t in prepared.times else self._time(t, batch, x)
         tokens = self._patches(x, 0, bias=True)
         if prepared.reference is not None:
             tokens = tokens + prepared.reference
+        # As wide as what the first layer adds to them makes them, so that all layers see the same type.
+        gates = torch.promote_types(self.blocks[0].modulation.dtype, time.blocks.dtype)
+        tokens = tokens.to(torch.promote_types(tokens.dtype, gates))
         for layer, (block, text) in enumerate(zip(self.blocks, prepared.text, strict=True)):
             if layer in prepared.audio:
                 tokens = tokens + prepared.audio[layer]
             if self.recompute and attend.repeatable and torch.is_grad_enabled():
                 again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a block is random
-                tokens = checkpoint(block, tokens, time.blocks, text, layer, view, **again)
+                tokens = checkpoint(block, tokens, time.blocks, text, layer, view, self.parts, **again)
             else:
-                tokens = block(tokens, time.blocks, text, layer, view)
+                tokens = block(tokens, time.blocks, text, layer, view, self.parts)
         out = self.head(tokens, time.head)
         return rearrange(
             out, "b f (r w) (p q c) -> b c f (r p) (w q)", r=grid.rows, p=PATCH, q=PATCH, c=self.config.out_channels

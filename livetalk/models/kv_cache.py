@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from livetalk.models.attention import Grid, View, attention
+from livetalk.models.attention import Grid, Turn, View, attention
 from livetalk.models.rope import rope_table, rotate
 
 POSITIONS = ("absolute", "relative")
@@ -138,11 +138,11 @@ class KVCache:
         assert (grid.rows, grid.columns) == (self.rows, self.columns)
         if self.config.positions == "absolute":
             frames = torch.arange(start, self.seen, device=device)
-            return self._view(rope_table(frames, self.rows, self.columns, head_dim), None)
+            return self._view(rope_table(frames, self.rows, self.columns, head_dim), None, grid.turn)
         past = self._ranks.unflatten(0, (self.config.window, -1))
         last = min(self.seen, self.config.window)
         query = past[last - grid.frames : last].flatten(0, 1)
-        return self._view(query, self._slot_table(past))
+        return self._view(query, self._slot_table(past), grid.turn)
 
     def _slot_table(self, ranks: Tensor) -> Tensor:
         """Rotations of every slot in use: anchors keep their rank, the ring's ranks follow age."""
@@ -153,7 +153,7 @@ class KVCache:
         ring = ranks[config.anchors :].roll(oldest, dims=0)
         return torch.cat([ranks[: config.anchors], ring]).flatten(0, 1)
 
-    def _view(self, own: Tensor, slots: Tensor | None) -> View:
+    def _view(self, own: Tensor, slots: Tensor | None, turn: Turn) -> View:
         """own: rotations of the current block; slots: of every slot in use, or None when keys are kept rotated."""
         current = self._slots(self._starts[-1], self.seen)
         past = self._past(self._starts[-1], self.seen) if torch.is_grad_enabled() else None
@@ -161,7 +161,7 @@ class KVCache:
         kept: dict[int, tuple[Tensor, Tensor]] = {}
 
         def view(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, turned = rotate(q, own), rotate(k, own)
+            q, turned = turn(q, own), turn(k, own)
             if torch.is_grad_enabled() and k.requires_grad:
                 if layer not in kept:
                     kept[layer] = self._copied(layer, past, k.dtype)

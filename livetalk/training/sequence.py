@@ -19,7 +19,7 @@ from livetalk.conditions import Conditions
 from livetalk.geometry import PATCH
 from livetalk.models.attention import BlockCausal, FullAttention, Grid, View, attention
 from livetalk.models.dit import WanDiT
-from livetalk.models.rope import rope_table, rotate
+from livetalk.models.rope import rope_table
 
 
 class Gather(torch.autograd.Function):
@@ -52,10 +52,10 @@ class SharedRows:
         frames = torch.arange(grid.first, grid.first + grid.frames, device=device)
         table = rope_table(frames, size * grid.rows, grid.columns, head_dim)
         own = table.unflatten(0, (grid.frames, size, per))[:, self.group.rank()].flatten(0, 1)
-        step = (self.block or grid.frames) * per
+        step, turn = (self.block or grid.frames) * per, grid.turn
 
         def view(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k = rotate(q, own), rotate(k, own)
+            q, k = turn(q, own), turn(k, own)
             both = Gather.apply(torch.cat([k, v], dim=-1), self.group)
             both = rearrange(both, "(n b) (f s) h d -> b (f n s) h d", n=size, s=per)
             keys, values = both.chunk(2, dim=-1)

@@ -89,7 +89,6 @@ def shard(module: nn.Module, config: Sharding, device: torch.device, precision: 
         for block in module.blocks:
             text = block.cross_attn
             fully_shard([text.k, text.norm_k, text.v], mp_policy=layers, **how)  # prepare() runs these alone
-            fully_shard(block.norm3, mp_policy=small, **how)  # the residual stream, which it reads, is float32
             fully_shard(block, mp_policy=layers, **how)
         fully_shard(module.text_embedding, mp_policy=layers, **how)
         fully_shard(module.time_embedding, mp_policy=layers, **how)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from livetalk.checks import above, at_least, decays
 from livetalk.models.dit import WanDiT
 from livetalk.training import checkpoint, distributed, going_on, sharding
+from livetalk.training.compiled import WAYS
 from livetalk.training.ema import EMA
 from livetalk.training.graphed import GraphedStep
 from livetalk.training.sharded_checkpoint import ShardedCheckpoints
@@ -70,8 +71,9 @@ class TrainConfig(Sharding, Learning):
     step, of all processes together.
 
     precision: "bf16" (autocast, float32 masters) or "fp32"; graph: on a GPU, capture the step as a CUDA graph
-    (training/graphed.py). recompute: see WanDiT, for less memory and more time; accumulate: parts of a batch, one after
-    the other, whose gradients are added up.
+    (training/graphed.py); compile: true, or "parts" or "blocks" for one of the two ways (training/compiled.py).
+    recompute: see WanDiT, for less memory and more time; accumulate: parts of a batch, one after the other, whose
+    gradients are added up.
     """
 
     steps: int = 1000
@@ -80,7 +82,7 @@ class TrainConfig(Sharding, Learning):
     batch: int = 64
     seed: int = 0
     precision: str = "bf16"
-    compile: bool = False
+    compile: bool | str = False
     graph: bool = False
     recompute: bool = False
     accumulate: int = 1
@@ -93,6 +95,8 @@ class TrainConfig(Sharding, Learning):
         Learning.__post_init__(self)
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision {self.precision!r}: choose bf16 or fp32")
+        if not isinstance(self.compile, bool) and self.compile not in WAYS:
+            raise ValueError(f"compile={self.compile}: choose true, false, {' or '.join(WAYS)}")
         at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep")
         at_least(0, self, "until", "seconds", "seed")
         if self.shard and self.graph:

@@ -1,0 +1,46 @@
+"""The transformer compiled for training: the parts of its layers once for all layers, or every layer as a whole.
+
+By parts, what lies around the two attentions of a layer is compiled, and the rotation of queries and keys (dit.Parts).
+None of it depends on the layer or on who sees whom, so all layers share a form, and all networks of a shape. A form is
+one of sizes of tokens, of networks with and without gradient. Attention is no compiler's business.
+
+By blocks, a layer is compiled with its attention, alone, for everyone who may be seen. Of 30 layers that takes
+minutes, and where a cache grows there is no end to it; PyTorch gives up at eight forms of a function.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from livetalk.models.dit import Parts, WanDiT
+
+WAYS = ("parts", "blocks")
+FEW = 8
+"""Layers that are compiled one by one where nothing else is said: nano has as many, and fits what PyTorch allows."""
+FORMS = 64
+"""How many forms of a part there may be: of student, critic and teacher, with and without gradient, some for each
+shape of clips."""
+
+
+@cache
+def parts(backend: str = "inductor") -> Parts:
+    """The compiled parts that all networks share. A part that cannot be compiled in one piece is an error."""
+    return Parts(*(torch.compile(act, fullgraph=True, dynamic=False, backend=backend) for act in Parts()))
+
+
+def compile_network(dit: WanDiT, way: bool | str, cached: bool = False) -> None:
+    """Lets passes of a network run compiled, in place. way: train.compile; true is by blocks where layers are FEW, else
+    by parts. cached: its passes see a cache, which leaves parts alone. What is compiled is so at the first pass."""
+    import torch._dynamo
+
+    if not way:
+        return
+    if not cached and (way == "blocks" or way is True and len(dit.blocks) <= FEW):
+        for block in dit.blocks:
+            block.compile(dynamic=False)
+        return
+    # At its own limit PyTorch would refuse the rest of the forms.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
+    dit.parts = parts()
