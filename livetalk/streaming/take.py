@@ -145,11 +145,11 @@ class Take:
         with self.lane():
             self._seat.rewind(len(undone))
         self.blocks -= len(undone)
-        for rendering in reversed(undone):
-            self._generator.set_state(rendering.noise)
-            if rendering.decoded:
-                self._seat.restore(rendering.decoder)
         if undone:
+            # Blocks are decoded in order: if any of them was, then the first.
+            self._generator.set_state(undone[0].noise)
+            if undone[0].decoded:
+                self._seat.restore(undone[0].decoder)
             self._draw_ahead()
 
     def _conditions(self, sound: np.ndarray, text: Tensor, frames: range) -> Conditions:

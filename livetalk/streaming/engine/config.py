@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 PATHS = ("auto", "fast", "plain")
 SWITCH = ("auto", "on", "off")
+UNDO = ("auto", "device", "host")
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "sdpa", "fa3", "fa3-fp8", "half")
 LINEARS = ("exact", "bfloat16", "fp8", "fp8-qkv", "auto")
 DECODERS = ("auto", "fused", "plain")
@@ -31,6 +32,10 @@ class EngineConfig:
     decoder_precision. overlap: on decodes a block beside the denoising of the next, in a lane of its own, as suits two
     cores of a CPU; off decodes it right after its own denoising, in the same lane, as suits a GPU, whose kernels want
     all of it. decode_device: another GPU to decode on, "" for the same; its work always overlaps.
+
+    undo: where that lies which it takes to take blocks back, the window's journal and the fused decoder's snapshots:
+    host is pinned memory, copied to beside the work and back only when blocks are taken back; auto is host on a GPU,
+    which saves a third of its memory and a copy in the lane, at the cost of some milliseconds after an interruption.
     """
 
     path: str = "auto"
@@ -42,6 +47,7 @@ class EngineConfig:
     decoder_precision: str = "model"
     overlap: str = "auto"
     decode_device: str = ""
+    undo: str = "auto"
 
     def __post_init__(self) -> None:
         known = {
@@ -53,6 +59,7 @@ class EngineConfig:
             "decoder": DECODERS,
             "decoder_precision": PRECISIONS,
             "overlap": SWITCH,
+            "undo": UNDO,
         }
         for name, choices in known.items():
             if getattr(self, name) not in choices:
@@ -61,3 +68,7 @@ class EngineConfig:
     def on(self, switch: str, gpu: bool) -> bool:
         """What graphs or compile says."""
         return gpu if switch == "auto" else switch == "on"
+
+    def on_host(self, gpu: bool) -> bool:
+        """What undo says."""
+        return gpu if self.undo == "auto" else self.undo == "host"

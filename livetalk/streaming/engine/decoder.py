@@ -19,6 +19,7 @@ from livetalk.graphs import Captured
 from livetalk.media import pixels_of
 from livetalk.models.vae import WanVAE
 from livetalk.models.vae_layers import CausalConv3d, FrameAttention, ResidualBlock, Up, convolve
+from livetalk.streaming.engine.undo import host_bytes, places_of
 
 PAST = 2
 """Frames that a causal convolution sees before the current one."""
@@ -202,14 +203,15 @@ class FusedDecoder:
         out.add(frames, height, width, self.leave)
         return out
 
-    def plan(self, frames: int, height: int, width: int, snapshots: int) -> dict[str, int]:
-        """Bytes: the decoder, a stream's places, and so many snapshots of it."""
-        shared, kept = self.places(frames, height, width, "meta").nbytes()
-        return {
-            "decoder": sum(value.nbytes for value in self.net.parameters()),
-            "decoder's places": shared + kept,
-            "decoder's snapshots": snapshots * kept,
-        }
+    def plan(self, frames: int, height: int, width: int, back: int, host: bool) -> dict[str, int]:
+        """Bytes: the decoder, a stream's places, and what it keeps to go back by as many passes as `back`."""
+        places = self.places(frames, height, width, "meta")
+        shared, kept = places.nbytes()
+        parts = {"decoder": sum(value.nbytes for value in self.net.parameters()), "decoder's places": shared + kept}
+        if host:
+            tails = [past.tail for past in places.pasts]
+            return parts | {"decoder's snapshots (on the host)": host_bytes(tails, back + 1)}
+        return parts | {"decoder's snapshots": (back + 1) * kept}
 
     def run(self, latents: Tensor, pasts: list[Past], first: bool) -> Tensor:
         """Standardised latents [1, z, F, h, w] -> frames uint8 [T, H, W, 3]; first: they begin the stream. Moves on."""
@@ -266,12 +268,23 @@ class FusedDecoder:
 
 
 class DecodedStream:
-    """One stream's places and graphs: `decode` gives frames on the device, to be taken before the next call."""
+    """One stream's places and graphs: `decode` gives frames on the device, to be taken before the next call; `keep`,
+    once they are on their way, makes it possible to come back to here."""
 
     @torch.inference_mode()
-    def __init__(self, shared: FusedDecoder, frames: int, height: int, width: int, graphs: bool) -> None:
-        """For latents [1, z, frames, height, width]."""
-        self.shared, self.begun = shared, False
+    def __init__(
+        self,
+        shared: FusedDecoder,
+        frames: int,
+        height: int,
+        width: int,
+        graphs: bool,
+        back: int = 0,
+        host: bool = False,
+    ) -> None:
+        """For latents [1, z, frames, height, width]. back: how many passes can be undone. host: what that needs is kept
+        in the host's memory."""
+        self.shared, self.back = shared, back
         self._pasts = shared.places(frames, height, width).pasts
         latents = torch.randn(1, len(shared.std.flatten()), frames, height, width, device=shared.device)
         example = latents.to(shared.std.dtype)
@@ -279,30 +292,48 @@ class DecodedStream:
         pool = torch.cuda.graph_pool_handle() if graphs else None
         with torch._dynamo.config.patch(recompile_limit=SHAPES):
             self._passes = {first: Captured(self._pass(first), (example,), stream, pool) for first in (True, False)}
+        # What the next pass needs of those before, as it was after each of the latest `back` + 1, by its number.
+        self._tails = [past.tail for past in self._pasts]
+        self._kept = places_of(host, self._tails, back + 1, shared.device)
         self.reset()
 
     def reset(self) -> None:
         """Before the first latent."""
-        self.begun = False
-        for past in self._pasts:
-            past.tail.zero_()
+        self.steps = self._held = 0
+        self._begin()
 
-    def snapshot(self) -> tuple[bool, list[Tensor]]:
-        """What `restore` takes to come back to here, a copy."""
-        return self.begun, [past.tail.clone() for past in self._pasts]
+    def _begin(self) -> None:
+        self._kept.settle()
+        for tail in self._tails:
+            tail.zero_()
 
-    def restore(self, snapshot: tuple[bool, list[Tensor]]) -> None:
-        """Goes to where `snapshot` was taken."""
-        self.begun, tails = snapshot
-        for past, tail in zip(self._pasts, tails, strict=True):
-            past.tail.copy_(tail)
+    def snapshot(self) -> int:
+        """What `restore` takes to come back to here: the passes so far."""
+        return self.steps
+
+    def restore(self, steps: int) -> None:
+        """Goes back to where `snapshot` was taken. Raises ValueError for what is later or too long ago."""
+        if not 0 <= self.steps - steps <= self._held:
+            raise ValueError(f"cannot go back from pass {self.steps} of the decoder to {steps}: {self._held} are kept")
+        self._held -= self.steps - steps
+        self.steps = steps
+        if steps:
+            self._kept.load(steps % (self.back + 1), self._tails)
+        else:
+            self._begin()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """The next latents -> their frames uint8 [T, H, W, 3]."""
-        frames = self._passes[not self.begun](latents)
-        self.begun = True
-        return frames
+        self._kept.settle()
+        return self._passes[not self.steps](latents)
+
+    @torch.inference_mode()
+    def keep(self) -> None:
+        """Ends a pass."""
+        self.steps += 1
+        self._held = min(self._held + 1, self.back)
+        self._kept.save(self.steps % (self.back + 1), self._tails)
 
     def _pass(self, first: bool):
         return lambda latents: self.shared.run(latents, self._pasts, first)

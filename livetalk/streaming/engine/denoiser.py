@@ -27,7 +27,8 @@ from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.layers import Modulations, modulations_of, weights_of
 from livetalk.streaming.engine.linear import halves_pay, linear_of
 from livetalk.streaming.engine.text import TextMemory
-from livetalk.streaming.engine.window import WindowCache
+from livetalk.streaming.engine.undo import host_bytes
+from livetalk.streaming.engine.window import WindowCache, leaving_of
 
 SHAPES = 64
 """Forms of one function that may be compiled: kinds of layers, times sizes of what a filling window keeps."""
@@ -52,6 +53,7 @@ class Denoiser:
         half = self.linears == "bfloat16" and not gpu
         self.attention, self._attend = choose(config.attention, self.device, shape, self.dtype, half)
         self.key_dtype = E4M3 if config.attention == "fa3-fp8" else self.dtype
+        self.host = config.on_host(gpu)
         self.graphs, self.compiled = config.on(config.graphs, gpu) and gpu, config.on(config.compile, gpu)
         self._weights = [weights_of(block, self.linears) for block in dit.blocks]
         self._times = {level: modulations_of(dit, level, like) for level in (*self.levels, CLEAN)}
@@ -72,15 +74,23 @@ class Denoiser:
         return "exact" if wanted == "bfloat16" and not wide else wanted
 
     def plan(self) -> dict[str, int]:
-        """Bytes: weights in fp8 beside the network's own, and a seat's window and text."""
+        """Bytes: weights in fp8 beside the network's own, and a seat's window, its journal and text."""
         sizes, cache, tokens = self.dit.config, self.cache, self.rows * self.columns
         narrow = [layer for w in self._weights for layer in (w.qkv, w.ffn1, w.ffn2) if layer.scale is not None]
         frame = sizes.layers * tokens * sizes.dim
         own, keys = self.dtype.itemsize, self.key_dtype.itemsize
-        raw = cache.ring + cache.journal * cache.block
+        kinds = {"dtype": self.dtype, "key_dtype": self.key_dtype}
+        leaving = leaving_of(sizes.layers, cache.block * tokens, sizes.heads, sizes.head_dim, **kinds)
+        entry = sum(one.nbytes for one in leaving)
+        window = frame * (2 * keys * cache.window + own * cache.ring)
+        if self.host:
+            # One entry is on its way out.
+            kept = {"window": window + entry, "window's journal (on the host)": host_bytes(leaving, cache.journal)}
+        else:
+            kept = {"window": window, "window's journal": entry * cache.journal}
         return {
             "fp8 weights": sum(layer.weight.nbytes for layer in narrow),
-            "window": frame * (2 * keys * cache.window + own * raw + keys * cache.journal * cache.block),
+            **kept,
             "text": 2 * sizes.layers * sizes.text_len * sizes.dim * own,
         }
 
@@ -131,7 +141,7 @@ class DenoisedStream:
         dit, new = shared.dit.config, {"dtype": shared.dtype, "device": shared.device}
         sizes = {"layers": dit.layers, "heads": dit.heads, "head_dim": dit.head_dim}
         grid = {"rows": shared.rows, "columns": shared.columns}
-        self.window = WindowCache(shared.cache, **sizes, **grid, **new, key_dtype=shared.key_dtype)
+        self.window = WindowCache(shared.cache, **sizes, **grid, **new, key_dtype=shared.key_dtype, host=shared.host)
         self.text = TextMemory(shared.dit, **new)
         self._text: Tensor | None = None
         self._denoisers: dict[tuple[int, bool], Captured] = {}

@@ -93,11 +93,12 @@ class Engine:
         return seat
 
     def plan(self) -> dict[str, int]:
-        """Bytes that will be held on the device, by what for: shared parts, then those of a seat."""
+        """Bytes that will be held, by what for: shared parts, then those of a seat; on the device, unless the name says
+        otherwise."""
         one, weights = self.denoiser, list(self.denoiser.dit.parameters())
         parts = {"transformer": sum(value.nbytes for value in weights), **one.plan()}
         if self.decoder is not None:
-            parts |= self.decoder.plan(*self._latents, snapshots=one.cache.journal + 1)
+            parts |= self.decoder.plan(*self._latents, one.cache.journal, one.host)
         return parts
 
     def told(self) -> str:
@@ -107,6 +108,7 @@ class Engine:
         return (
             f"{str(one.dtype).removeprefix('torch.')}, {one.linears} linears, attention {one.attention}, "
             f"decoding {'in the same lane' if self.joint else 'in a lane of its own'}, "
+            f"undo on the {'host' if one.host else 'device'}, "
             f"graphs {'on' if one.graphs else 'off'}, compiled {'yes' if one.compiled else 'no'}, decoder {decoder}"
         )
 
@@ -129,7 +131,8 @@ class FastSeat:
         self._plain, self._state = engine._plain_decoder, engine._plain_decoder.decoder_state()
         if engine.decoder is not None:
             with nullcontext() if decoding is None else torch.cuda.stream(decoding):
-                self._decoded = DecodedStream(engine.decoder, *engine._latents, engine.denoiser.graphs)
+                one = engine.denoiser
+                self._decoded = DecodedStream(engine.decoder, *engine._latents, one.graphs, one.cache.journal, one.host)
 
     def reset(self) -> None:
         self._denoised.reset()
@@ -154,7 +157,10 @@ class FastSeat:
 
     def decode(self, latents: Tensor) -> Fetch:
         if self._decoded is not None:
-            return fetching(self._decoded.decode(latents))
+            fetch = fetching(self._decoded.decode(latents))
+            # The frames leave first.
+            self._decoded.keep()
+            return fetch
         return fetching(pixels_of(self._plain.decode_step(latents, self._state))[0])
 
     def rewind(self, blocks: int) -> None:

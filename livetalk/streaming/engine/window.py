@@ -18,6 +18,7 @@ from torch import Tensor
 
 from livetalk.models.kv_cache import CacheConfig
 from livetalk.models.rope import rope_table, rotate
+from livetalk.streaming.engine.undo import places_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Own:
     raw: Tensor
     seen_keys: Tensor
     seen_values: Tensor
+
+
+def leaving_of(
+    layers: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype, key_dtype: torch.dtype
+) -> list[Tensor]:
+    """What a block displaces at most, un-rotated keys and values, without memory."""
+    shape = (layers, tokens, heads, head_dim)
+    return [torch.empty(shape, dtype=kind, device="meta") for kind in (dtype, key_dtype)]
 
 
 class WindowCache:
@@ -48,8 +57,10 @@ class WindowCache:
         dtype: torch.dtype,
         device: torch.device | str,
         key_dtype: torch.dtype | None = None,
+        host: bool = False,
     ) -> None:
-        """key_dtype: of what attention reads, by default `dtype`; a narrower one where attention is in fp8."""
+        """key_dtype: of what attention reads, by default `dtype`; a narrower one where attention is in fp8. host: what
+        leaves is kept in the host's memory."""
         if config.positions != "relative":
             raise ValueError(f"positions {config.positions!r}: the engine keeps relative ones, use engine.path=plain")
         self.config, self.tokens = config, rows * columns
@@ -59,9 +70,8 @@ class WindowCache:
         self.keys, self.values = torch.zeros(shape, **new), torch.zeros(shape, **new)
         rolling = (layers, config.ring * self.tokens, heads, head_dim)
         self.raw = torch.zeros(rolling, dtype=dtype, device=device)
-        saved = (config.journal, layers, config.block * self.tokens, heads, head_dim)
-        self._saved_raw = torch.zeros(saved, dtype=dtype, device=device)
-        self._saved_values = torch.zeros(saved, **new)
+        saved = leaving_of(layers, config.block * self.tokens, heads, head_dim, dtype, key_dtype)
+        self._saved = places_of(host, saved, config.journal, device, staged=True)
         self.ranks = rope_table(torch.arange(config.window, device=device), rows, columns, head_dim)
         self.reset()
 
@@ -84,10 +94,7 @@ class WindowCache:
         config, block = self.config, self.config.block
         move = max(0, self.seen + block - config.window) - max(0, self.seen - config.window)
         if config.journal and move:
-            entry, leaving = self.blocks % config.journal, move * self.tokens
-            low = config.anchors * self.tokens
-            self._saved_raw[entry, :, :leaving] = self.raw[:, :leaving]
-            self._saved_values[entry, :, :leaving] = self.values[:, low : low + leaving]
+            self._saved.save(self.blocks % config.journal, self._leaving(move))
         self._shift(move)
         self.seen += block
         self.blocks += 1
@@ -100,16 +107,18 @@ class WindowCache:
         the keys. Raises ValueError beyond the journal."""
         if not 0 <= blocks <= self._held:
             raise ValueError(f"cannot rewind {blocks} blocks: the journal holds {self._held}")
-        config, low = self.config, self.config.anchors * self.tokens
         self._held -= blocks
         for _ in range(blocks):
             self.blocks -= 1
-            self.seen -= config.block
-            move = self._moves.pop()
-            self._shift(-move)
-            entry, leaving = self.blocks % config.journal, move * self.tokens
-            self.raw[:, :leaving] = self._saved_raw[entry, :, :leaving]
-            self.values[:, low : low + leaving] = self._saved_values[entry, :, :leaving]
+            self.seen -= self.config.block
+            if move := self._moves.pop():
+                self._shift(-move)
+                self._saved.load(self.blocks % self.config.journal, self._leaving(move))
+
+    def _leaving(self, frames: int) -> tuple[Tensor, Tensor]:
+        """The oldest rolling frames' un-rotated keys and values."""
+        low, size = self.config.anchors * self.tokens, frames * self.tokens
+        return self.raw[:, :size], self.values[:, low : low + size]
 
     def own(self, layer: int) -> Own:
         """Of the current block, in one layer. Anchors never turn: a block among them has no un-rotated keys, and those

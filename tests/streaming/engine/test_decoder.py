@@ -21,6 +21,13 @@ def pieces(block: int, blocks: int, like: torch.Tensor, size=(2, 3)) -> list[tor
     return [torch.randn(1, 16, block, *size, generator=generator).to(like) for _ in range(blocks)]
 
 
+def after(stream: DecodedStream, latents: torch.Tensor) -> torch.Tensor:
+    """The frames of a whole pass."""
+    frames = stream.decode(latents)
+    stream.keep()
+    return frames
+
+
 def equal(given: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Rounding to a level may fall the other way."""
     difference = (given.int() - wanted.int()).abs()
@@ -36,28 +43,55 @@ def test_a_stream_is_that_of_the_plain_decoder(block, dtype):
     state = model.decoder_state()
     wanted = [pixels_of(model.decode_step(piece, state))[0] for piece in given]
     stream = DecodedStream(FusedDecoder(model), block, 2, 3, graphs=False)
-    found = [stream.decode(piece) for piece in given]
+    found = [after(stream, piece) for piece in given]
     assert all(map(equal, found, wanted)) and len(found[0]) == 4 * block - 3
     assert wanted[-1].float().std() > 1
 
     stream.reset()
-    assert all(torch.equal(stream.decode(piece), out) for piece, out in zip(given, found, strict=True))
+    assert all(torch.equal(after(stream, piece), out) for piece, out in zip(given, found, strict=True))
 
 
 @torch.inference_mode()
-def test_going_back_is_never_having_been():
+@pytest.mark.parametrize("host", [False, True])
+def test_going_back_is_never_having_been(host):
     model = vae()
-    given = pieces(2, 4, model.conv2.weight)
-    stream = DecodedStream(FusedDecoder(model), 2, 2, 3, graphs=False)
-    wanted, saved = [], []
-    for piece in given:
-        saved.append(stream.snapshot())
-        wanted.append(stream.decode(piece))
-    for index in (2, 0, 3):
-        stream.restore(saved[index])
-        stream.decode(given[index] + 1)
-        stream.restore(saved[index])
-        assert torch.equal(stream.decode(given[index]), wanted[index])
+    given = pieces(2, 6, model.conv2.weight)
+    wanted = [
+        after(stream, piece) for stream in [DecodedStream(FusedDecoder(model), 2, 2, 3, False)] for piece in given
+    ]
+    stream = DecodedStream(FusedDecoder(model), 2, 2, 3, graphs=False, back=3, host=host)
+    saved = [stream.snapshot()]
+    for stop, to in ((3, 0), (2, 1), (3, 3), (4, 1), (2, 1), (6, 4), (5, 3), (6, 6)):
+        while len(saved) <= stop:
+            assert torch.equal(after(stream, given[len(saved) - 1]), wanted[len(saved) - 1])
+            saved.append(stream.snapshot())
+        # What is gone back over was another block, and then it is not there to go back to.
+        stream.restore(saved[to])
+        del saved[to + 1 :]
+        if to < stop:
+            after(stream, given[to] + 1)
+            stream.restore(saved[to])
+    with pytest.raises(ValueError, match="back from pass 6 of the decoder to 2"):
+        stream.restore(2)
+    with pytest.raises(ValueError, match="back from pass 6 of the decoder to 7"):
+        stream.restore(7)
+    stream.restore(3)
+    with pytest.raises(ValueError, match="to 2: 0 are kept"):
+        stream.restore(2)
+    assert all(torch.equal(after(stream, piece), out) for piece, out in zip(given[3:], wanted[3:], strict=True))
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_the_plan_names_what_is_there(host):
+    shared = FusedDecoder(vae(torch.float32))
+    plan = shared.plan(2, 2, 3, 3, host)
+    places = shared.places(2, 2, 3).nbytes()
+    assert plan["decoder's places"] == sum(places)
+    if host:
+        assert "decoder's snapshots" not in plan
+        assert 4 * places[1] <= plan["decoder's snapshots (on the host)"] < 8 * places[1]
+    else:
+        assert plan["decoder's snapshots"] == 4 * places[1] and "decoder's snapshots (on the host)" not in plan
 
 
 @torch.inference_mode()
@@ -67,7 +101,7 @@ def test_another_precision_leaves_the_vae_as_it_is():
     plain, half = (DecodedStream(FusedDecoder(model, dtype), 2, 2, 3, graphs=False) for dtype in (None, torch.bfloat16))
     assert model.conv2.weight.dtype == torch.float32
     for piece in given:
-        difference = (plain.decode(piece).float() - half.decode(piece).float()).square().mean()
+        difference = (after(plain, piece).float() - after(half, piece).float()).square().mean()
         assert 0 < difference < 4
 
 

@@ -89,11 +89,12 @@ def test_every_saving_is_exact(cache, words):
 @torch.inference_mode()
 @pytest.mark.parametrize("cache", [CacheConfig(9, 3, 3, journal=3), CacheConfig(10, 4, 3, journal=2)])
 @pytest.mark.parametrize("made", [2, 3, 4, 7])
-def test_going_back_is_never_having_been(cache, made):
-    dit = network()
+@pytest.mark.parametrize("undo", ["device", "host"])
+def test_going_back_is_never_having_been(cache, made, undo):
+    dit, config = network(), replace(PLAIN, undo=undo)
     conditions, noise = inputs(dit, cache, 10)
     wanted = fast_blocks(fast(dit, cache), conditions, noise)
-    stream, back = fast(dit, cache), min(cache.journal, made)
+    stream, back = fast(dit, cache, config), min(cache.journal, made)
     fast_blocks(stream, conditions[:made], [draws + 1 for draws in noise[:made]][: made - back] + noise[:back])
     stream.reset()
     fast_blocks(stream, conditions[:made], noise[:made])

@@ -1,6 +1,7 @@
 """Streams with the engine beside streams without: the same frames, also after changes, and seats used again."""
 
 import gc
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from livetalk.streaming.engine.engine import FastSeat
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
 from livetalk.streaming.seat import PlainSeat
+from tests.leaks import held
 
 SIZES = Geometry(height=32, width=16, clip_latents=6, window=9, anchors=3)
 FAST = EngineConfig(path="fast", decoder="fused")
@@ -45,6 +47,47 @@ def told(made: Performer) -> list[np.ndarray]:
     session.restart(EXAMPLE_IMAGE, seed=3)
     speak(2, 3)
     return out
+
+
+def wandered(made: Performer, seed: int) -> list[np.ndarray]:
+    """Frames of a stream whose halves are made in turns, and that is taken back as far as it goes, or begun anew."""
+    session, chance, waiting, out = made.session(EXAMPLE_IMAGE, "nods", seed), random.Random(seed), None, []
+    for _ in range(60):
+        act = chance.random()
+        if waiting is None and act < 0.8:
+            waiting = session.denoise_next(fill=True)
+        elif act < 0.8:
+            block, waiting = session.decode_next(waiting), None
+            out += [] if block is None else [block.frames]
+        elif act < 0.98:
+            earliest = session._frames(session._oldest()).start
+            session.interrupt((session._base + chance.randint(earliest, max(earliest, session._ready))) / 16)
+            session.push_audio(sound(chance.randint(0, 4), len(out)))
+        else:
+            session.restart(EXAMPLE_IMAGE, seed=len(out))
+    return out
+
+
+@pytest.mark.parametrize("overlap", ["on", "off"])
+@pytest.mark.parametrize("seed", range(3))
+def test_where_earlier_states_lie_changes_nothing(tiny_parts, overlap, seed):
+    engines = (replace(FAST, undo=undo, overlap=overlap) for undo in ("device", "host"))
+    device, host = (wandered(performer(tiny_parts, engine), seed) for engine in engines)
+    assert len(device) == len(host) > 10 and all(map(np.array_equal, device, host))
+    plain = wandered(performer(tiny_parts, EngineConfig(path="plain")), seed)
+    assert np.abs(np.concatenate(plain).astype(int) - np.concatenate(host)).max() <= 1
+
+
+@pytest.mark.parametrize("undo", ["device", "host"])
+def test_what_earlier_states_take_does_not_grow(tiny_parts, undo):
+    made = performer(tiny_parts, replace(FAST, undo=undo))
+    session, sizes = made.session(EXAMPLE_IMAGE, "nods"), []
+    for _ in range(15):
+        session.next_block(fill=True)
+        session.next_block(fill=True)
+        session.interrupt(session._ready / 16 - 1)
+        sizes.append(held(session._take._seat, {id(made)}))
+    assert sizes[1] == sizes[-1]
 
 
 @pytest.mark.parametrize("overlap", ["on", "off"])
@@ -84,7 +127,7 @@ def test_who_is_fast(tiny_parts):
 
 
 @pytest.mark.parametrize(
-    "key", ["path", "graphs", "compile", "attention", "linears", "decoder", "decoder_precision", "overlap"]
+    "key", ["path", "graphs", "compile", "attention", "linears", "decoder", "decoder_precision", "overlap", "undo"]
 )
 def test_an_unknown_setting_is_refused(key):
     with pytest.raises(ValueError, match=f"engine.{key} 'quick' is not known"):

@@ -1,5 +1,6 @@
 """The engine on a GPU: its kernels, graphs against eager, budgets of precision, no waiting, no growth."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,10 @@ from livetalk.pipeline import EXAMPLE_IMAGE
 from livetalk.streaming.engine.attention import has_fa3
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder, plain_norm_silu
+from livetalk.streaming.engine.undo import places_of
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
-from tests.streaming.engine.test_decoder import pieces, vae
+from tests.streaming.engine.test_decoder import after, pieces, vae
 from tests.streaming.engine.test_denoiser import fast, fast_blocks, inputs, network, plain_blocks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -147,7 +149,7 @@ def test_the_decoder_stays_within_its_budget(dtype):
     for piece in given:
         wanted = pixels_of(exact.decode_step(piece, state))[0]
         plain = pixels_of(half.decode_step(piece.bfloat16(), plain_state))[0]
-        found = stream.decode(piece.bfloat16())
+        found = after(stream, piece.bfloat16())
         assert psnr(found, plain) > 45 and psnr(found, wanted) > psnr(plain, wanted) - 1
 
 
@@ -176,8 +178,56 @@ def session(made: Performer, blocks: int):
     return out
 
 
-def test_steady_state_never_waits_for_the_card_and_does_not_grow():
-    stream = session(performer(FAST), 60)
+def interrupted(undo: str, overlap: str) -> tuple[list[np.ndarray], int, int]:
+    """Frames of a stream that is taken back by a block or two again and again, the peak of memory, and what was planned
+    of it."""
+    gc.collect()
+    torch.cuda.synchronize()
+    # Those of earlier streams stay, and each new one takes its own.
+    torch._C._cuda_clearCublasWorkspaces()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    made = performer(replace(FAST, undo=undo, overlap=overlap, attention="cudnn", compile="off"))
+    stream, frames = session(made, 40), []
+    for index in range(24):
+        block = stream.next_block(fill=True)
+        frames.append(block.frames.copy())
+        if index % 3 == 2:
+            stream.interrupt(block.stop / 16 - 0.5 - 0.75 * (index % 2))
+    planned = sum(size for name, size in made.engine.plan().items() if "host" not in name)
+    return frames, torch.cuda.max_memory_allocated() - before, planned
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_the_host_remembers_what_the_device_does(overlap):
+    (wanted, most, more), (found, least, less) = (interrupted(undo, overlap) for undo in ("device", "host"))
+    assert all(map(np.array_equal, found, wanted)) and np.std(wanted[-1]) > 1
+    assert more > less and most - least > 0.8 * (more - less)
+
+
+@torch.inference_mode()
+def test_what_is_on_its_way_to_the_host_is_what_was_there():
+    """Overwritten right after, as soon as the card may; large enough for a race to show."""
+    values = [torch.zeros(1 << 24, device="cuda"), torch.zeros(1 << 22, device="cuda", dtype=torch.bfloat16)]
+    for staged in (False, True):
+        places = places_of(True, values, 3, "cuda", staged)
+        for step in range(12):
+            places.settle()
+            for value in values:
+                value.fill_(step)
+            places.save(step % 3, values)
+            if staged:
+                for value in values:
+                    value.fill_(-1)
+        for step in (11, 9, 10, 9):
+            places.load(step % 3, values)
+            places.settle()
+            assert all((value == step).all() for value in values)
+
+
+@pytest.mark.parametrize("undo", ["device", "host"])
+def test_steady_state_never_waits_for_the_card_and_does_not_grow(undo):
+    stream = session(performer(replace(FAST, undo=undo)), 60)
     renderings, held, seconds = [], [], []
     for index in range(60):
         torch.cuda.synchronize()
