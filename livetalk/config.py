@@ -452,12 +452,6 @@ class EvaluateRun:
     causal: CausalSampling = CausalSampling()
     world: WorldConfig = WorldConfig()
 
-    @property
-    def guidances(self) -> dict[str, tuple[float, float]]:
-        """Scales on text and on sound, by what they are called in reports."""
-        pairs = zip(self.text_scales or self.scales, self.scales, strict=True)
-        return {f"{audio:g}" + (f", on text {text:g}" if text != audio else ""): (text, audio) for text, audio in pairs}
-
     def __post_init__(self) -> None:
         for name, chosen in (("methods", self.methods), ("long_methods", self.long_methods)):
             for method in chosen:
@@ -469,14 +463,10 @@ class EvaluateRun:
         at_least(0, self, "seed", "voice2", "workers")
         at_least(2, self, "clips")
         if not self.scales or not all(0 <= scale <= MOST_GUIDANCE for scale in (*self.scales, *self.text_scales)):
-            raise ValueError(
-                f"scales={list(self.scales)}, text_scales={list(self.text_scales)}: give some, from 0 to "
-                f"{MOST_GUIDANCE:g}, such as scales=[2.0]"
-            )
-        if self.text_scales and len(self.text_scales) != len(self.scales):
-            raise ValueError(
-                f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}, or none"
-            )
+            given = f"scales={list(self.scales)}, text_scales={list(self.text_scales)}"
+            raise ValueError(f"{given}: give some, from 0 to {MOST_GUIDANCE:g}, such as scales=[2.0]")
+        if len(self.text_scales) not in (0, len(self.scales)):
+            raise ValueError(f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}")
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
             raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")
         if self.voice2 == 1:

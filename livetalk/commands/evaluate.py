@@ -90,17 +90,19 @@ class Family:
         self.teachers, self.students = {}, {}
         if "teacher" in methods:
             dit = load_part(run.family, "teacher", device, self.dtype)
-            named = run.guidances.items()
-            self.teachers = {f"teacher, guidance {name}": self._teacher(dit, *scales) for name, scales in named}
+            pairs = zip(run.text_scales or run.scales, run.scales, strict=True)
+            self.teachers = dict(self._teacher(dit, *pair) for pair in pairs)
         for name, column in STUDENTS.items():
             if name in methods:
                 dit = load_part(run.family, name, device, self.dtype)
                 self.students[column] = CausalSampler(dit, run.geometry, run.causal)
 
-    def _teacher(self, dit: WanDiT, text_scale: float, audio_scale: float) -> TeacherSampler:
+    def _teacher(self, dit: WanDiT, text: float, audio: float) -> tuple[str, TeacherSampler]:
+        """By its name in reports."""
         run = self.run
-        settings = TeacherSampling(run.steps, text_scale, audio_scale, run.negative_prompt, run.prefix)
-        return TeacherSampler(dit, self.text, run.geometry, settings)
+        settings = TeacherSampling(run.steps, text, audio, run.negative_prompt, run.prefix)
+        name = f"teacher, guidance {audio:g}" + (f", on text {text:g}" if text != audio else "")
+        return name, TeacherSampler(dit, self.text, run.geometry, settings)
 
     def conditions(self, clips: Sequence[EvaluationClip], latents: int) -> Conditions:
         """For `latents` latent frames, silence where the clips' sound has ended; encoded once for all methods."""
