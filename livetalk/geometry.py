@@ -45,6 +45,11 @@ def samples_of_seconds(seconds: float) -> int:
     return max(1, round(seconds * SAMPLE_RATE))
 
 
+def tokens_of(frames: int, height: int, width: int) -> int:
+    """Tokens of latents of so many frames, rows and columns."""
+    return frames * (height // PATCH) * (width // PATCH)
+
+
 def frame_span(latent: int) -> tuple[int, int]:
     """First and one-past-last video frame of a latent frame."""
     return (0, 1) if latent == 0 else (TIME_STRIDE * latent - 3, TIME_STRIDE * latent + 1)

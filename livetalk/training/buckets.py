@@ -44,6 +44,10 @@ class Buckets:
     def modules(self) -> dict[str, nn.Module]:
         return self.parts[0].modules()
 
+    @property
+    def tokens(self) -> int:
+        return max(part.tokens for part in self.parts)
+
     def bucket(self, step: int) -> int:
         return draw_bucket(self.seed, step, self.clips)
 

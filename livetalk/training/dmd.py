@@ -18,7 +18,7 @@ from livetalk import flow
 from livetalk.checks import at_least
 from livetalk.conditions import Conditions
 from livetalk.data.pairs import OdePairs
-from livetalk.geometry import PATCH
+from livetalk.geometry import PATCH, tokens_of
 from livetalk.models.attention import FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
@@ -158,6 +158,11 @@ class DmdObjective:
 
     def modules(self) -> dict[str, nn.Module]:
         return {STUDENT: self.student, CRITIC: self.critic}
+
+    @property
+    def tokens(self) -> int:
+        _, _, frames, _, height, width = self.pairs.states.shape
+        return tokens_of(frames, height, width)
 
     def turns(self, step: int) -> tuple[str, ...]:
         """Who learns at a step, in order."""

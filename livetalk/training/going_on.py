@@ -18,7 +18,7 @@ INDIFFERENT = {
     *("name", "device", "workers", "part", "parts", "chunk", "shard", "size", "score_size", "shown", "features"),
     *("tracking", "project", "pairs_config", "ode_config"),
     *(f"train.{name}" for name in ("until", "seconds", "log_every", "save_every", "keep")),
-    *(f"train.{name}" for name in ("compile", "graph", "recompute", "accumulate")),
+    *(f"train.{name}" for name in ("compile", "graph", "attention", "recompute", "accumulate")),
     *(f"train.{name}" for name in ("shard", "at_once", "offload", "regather", "sequence")),
 }
 """What a run looks at, how it is spread and how long a slice is: none of it is part of what is learnt."""

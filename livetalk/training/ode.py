@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 
 from livetalk import flow
 from livetalk.data.pairs import OdePairs
+from livetalk.geometry import tokens_of
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import WanDiT
 from livetalk.training.sequence import flow_of, require_rows
@@ -116,6 +117,11 @@ class OdeObjective:
         """[B, F]: all but clean blocks and the reference image's frame."""
         first = torch.arange(levels.shape[1], device=levels.device) == 0
         return (levels < len(self.pairs.timesteps)) & ~first
+
+    @property
+    def tokens(self) -> int:
+        _, _, frames, _, height, width = self.pairs.states.shape
+        return tokens_of(frames, height, width)
 
     @torch.no_grad()
     def errors(self, student: WanDiT, chunk: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from livetalk import flow
 from livetalk.checks import above, at_least, shares
 from livetalk.conditions import Conditions, group_audio
 from livetalk.data.encoded import EncodedClips
+from livetalk.geometry import tokens_of
 from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.text import TextEncoder
@@ -103,6 +104,10 @@ class FlowMatchingObjective:
         skip, config = given.expand(batch, -1), self.config
         loss = flow_loss(predicted, x0, noise, skip, config.moving, config.places)
         return loss, {}
+
+    @property
+    def tokens(self) -> int:
+        return tokens_of(self.config.latents, *self.clips.latents.shape[-2:])
 
     def kind(self, step: int) -> bool:
         """Whether the windows of a step continue clips, which a share `continued` of the steps do."""

@@ -29,6 +29,7 @@ from livetalk.training import checkpoint, distributed, going_on, sharding
 from livetalk.training.compiled import WAYS
 from livetalk.training.ema import EMA
 from livetalk.training.graphed import GraphedStep
+from livetalk.training.kernels import KERNELS, attending, kernel_for
 from livetalk.training.sharded_checkpoint import ShardedCheckpoints
 from livetalk.training.sharding import Sharding
 
@@ -73,7 +74,7 @@ class TrainConfig(Sharding, Learning):
     precision: "bf16" (autocast, float32 masters) or "fp32"; graph: on a GPU, capture the step as a CUDA graph
     (training/graphed.py); compile: true, or "parts" or "blocks" for one of the two ways (training/compiled.py).
     recompute: see WanDiT, for less memory and more time; accumulate: parts of a batch, one after the other, whose
-    gradients are added up.
+    gradients are added up. attention: the kernel that is tried first, one of KERNELS (training/kernels.py).
     """
 
     steps: int = 1000
@@ -84,6 +85,7 @@ class TrainConfig(Sharding, Learning):
     precision: str = "bf16"
     compile: bool | str = False
     graph: bool = False
+    attention: str = "auto"
     recompute: bool = False
     accumulate: int = 1
     log_every: int = 50
@@ -97,6 +99,8 @@ class TrainConfig(Sharding, Learning):
             raise ValueError(f"precision {self.precision!r}: choose bf16 or fp32")
         if not isinstance(self.compile, bool) and self.compile not in WAYS:
             raise ValueError(f"compile={self.compile}: choose true, false, {' or '.join(WAYS)}")
+        if self.attention not in KERNELS:
+            raise ValueError(f"attention={self.attention}: choose {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
         at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep")
         at_least(0, self, "until", "seconds", "seed")
         if self.shard and self.graph:
@@ -137,6 +141,10 @@ class Objective(Protocol):
 
     def kind(self, step: int) -> Hashable:
         """Steps of one kind run the same operations on the same shapes. Asked for only where steps are captured."""
+
+    tokens: int
+    """Of the clips that transformers are trained on, of the largest where there are several. Asked for only where one
+    is trained."""
 
 
 class Game(Protocol):
@@ -217,6 +225,8 @@ class Trainer:
         self.parts = config.parts(distributed.ranks())
         self.share = config.batch // (distributed.ranks() // config.sequence * self.parts)
         self.modules = self._placed(objective.modules())
+        tokens = objective.tokens if any(isinstance(module, WanDiT) for module in self.modules.values()) else 0
+        self.kernel = kernel_for(config.attention, self.device, config.precision, self.modules.values(), tokens)
         self.sharded = ShardedCheckpoints(self.folder) if config.shard else None
         self.graphed = GraphedStep(self._learn, self.device) if config.graph and self.on_gpu else None
         assert not players or set(players) == set(self.modules)
@@ -379,10 +389,11 @@ class Trainer:
         for player in learning:
             player.set_rate(player.config.rate_at(self.step, self.config.steps))
         seed = self.config.seed * 1_000_003 + self.step
-        if self.graphed:
-            metrics = self.graphed(self.objective.kind(self.step), distributed.seed(seed))
-        else:
-            metrics = self._learn(*self._generators(seed))
+        with attending(self.kernel):
+            if self.graphed:
+                metrics = self.graphed(self.objective.kind(self.step), distributed.seed(seed))
+            else:
+                metrics = self._learn(*self._generators(seed))
         self.step += 1
         for player in learning:
             if player.ema:
