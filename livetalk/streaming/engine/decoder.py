@@ -86,7 +86,13 @@ def pixels(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def plain_norm_silu(
-    x: Tensor, bias: Tensor | None, other: Tensor | None, gamma: Tensor, total: Tensor | None, out: Tensor
+    x: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    gamma: Tensor,
+    total: Tensor | None,
+    out: Tensor,
+    kept: Tensor,
 ) -> None:
     """What norm_triton.norm_silu does, in PyTorch's words."""
     value = Sum(x, bias, other).made()
@@ -95,7 +101,14 @@ def plain_norm_silu(
     wide = torch.promote_types(value.dtype, torch.float32)
     length = torch.linalg.vector_norm(value, dim=-1, keepdim=True, dtype=wide)
     scale = math.sqrt(value.shape[-1]) / length.clamp_min(1e-12)
-    out.copy_(F.silu(value * scale.to(value.dtype) * gamma))
+    joined(F.silu(value * scale.to(value.dtype) * gamma), out, kept)
+
+
+def joined(x: Tensor, out: Tensor, kept: Tensor) -> None:
+    """out = kept, then x; kept = the last of out."""
+    out[: len(kept)].copy_(kept)
+    out[len(kept) :].copy_(x)
+    kept.copy_(out[len(x) :])
 
 
 def _norm_of(device: torch.device):
@@ -115,13 +128,8 @@ class Past:
         self.tail = torch.zeros_like(memory[:PAST])
 
     def now(self, frames: int) -> Tensor:
-        """Where the frames of this pass go, right before `joined`."""
-        return self._memory[PAST : PAST + frames]
-
-    def joined(self, frames: int) -> Tensor:
-        """All that the convolution reads; keeps what the next pass needs of it."""
-        self._memory[:PAST].copy_(self.tail)
-        self.tail.copy_(self._memory[frames : frames + PAST])
+        """All that the convolution reads in a pass over so many frames. Whoever writes it puts `tail` first, and keeps
+        its end there."""
         return self._memory[: PAST + frames]
 
 
@@ -226,27 +234,25 @@ class FusedDecoder:
                 x = Sum(self._attention(layer, x.made()))
             else:
                 x = self._up(layer, x, waiting, first)
-        past = next(waiting)
-        self.norm(x.x, x.bias, x.other, self.net.head["0"].gamma.flatten(), None, past.now(len(x.x)))
-        return self._pixels(self._convolved(self.leave, past, len(x.x)), self.leave.bias)
+        out = self._normed(self.net.head["0"].gamma, x, None, self.leave, next(waiting))
+        return self._pixels(out, self.leave.bias)
 
     def _causal(self, layer: CausalConv3d, past: Past, x: Tensor) -> Tensor:
-        past.now(len(x)).copy_(x)
-        return self._convolved(layer, past, len(x))
+        seen = past.now(len(x))
+        joined(x, seen, past.tail)
+        return conv(layer, seen)
 
-    def _convolved(self, layer: CausalConv3d, past: Past, frames: int) -> Tensor:
-        return conv(layer, past.joined(frames))
+    def _normed(self, gamma: Tensor, x: Sum, total: Tensor | None, layer: CausalConv3d, past: Past) -> Tensor:
+        """The convolution of the normed and activated sum, which is written to `total`, too."""
+        seen = past.now(len(x.x))
+        self.norm(x.x, x.bias, x.other, gamma.flatten(), total, seen, past.tail)
+        return conv(layer, seen)
 
     def _residual(self, layer: ResidualBlock, x: Sum, waiting) -> Sum:
-        frames, parts = len(x.x), layer.residual
-        first, second = next(waiting), next(waiting)
-        plain = x.bias is None and x.other is None
+        parts, plain = layer.residual, x.bias is None and x.other is None
         total = x.x if plain else torch.empty_like(x.x)
-        into = first.now(frames)
-        self.norm(x.x, x.bias, x.other, parts["0"].gamma.flatten(), None if plain else total, into)
-        h = self._convolved(parts["2"], first, frames)
-        self.norm(h, parts["2"].bias, None, parts["3"].gamma.flatten(), None, second.now(frames))
-        h = self._convolved(parts["6"], second, frames)
+        h = self._normed(parts["0"].gamma, x, None if plain else total, parts["2"], next(waiting))
+        h = self._normed(parts["3"].gamma, Sum(h, parts["2"].bias), None, parts["6"], next(waiting))
         if layer.shortcut is None:
             return Sum(h, parts["6"].bias, total)
         return Sum(h, parts["6"].bias + layer.shortcut.bias, conv(layer.shortcut, total))

@@ -5,7 +5,7 @@ import torch
 
 from livetalk.media import pixels_of
 from livetalk.models.vae import VAEConfig, WanVAE
-from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder, conv, folded, plain_norm_silu, woven
+from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder, conv, folded, joined, plain_norm_silu, woven
 
 
 def vae(dtype=torch.float64, config=None) -> WanVAE:
@@ -107,11 +107,22 @@ def test_another_precision_leaves_the_vae_as_it_is():
 
 def test_the_sum_is_kept_for_the_shortcut():
     x, other = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8)
-    bias, gamma, total, out = torch.randn(8), torch.rand(8), torch.empty_like(x), torch.empty_like(x)
-    plain_norm_silu(x, bias, other, gamma, total, out)
+    bias, gamma, total, out = torch.randn(8), torch.rand(8), torch.empty_like(x), torch.empty(4, 3, 4, 8)
+    plain_norm_silu(x, bias, other, gamma, total, out, torch.zeros(2, 3, 4, 8))
     assert torch.equal(total, x + bias + other)
     normal = torch.nn.functional.normalize(total, dim=-1) * 8**0.5 * gamma
-    torch.testing.assert_close(out, torch.nn.functional.silu(normal))
+    torch.testing.assert_close(out[2:], torch.nn.functional.silu(normal))
+    assert not out[:2].any()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_what_is_joined_is_what_came_before(frames):
+    x = torch.randn(4 * frames, 2, 3, 4)
+    kept, out = torch.zeros(2, 2, 3, 4), torch.empty(2 + frames, 2, 3, 4)
+    whole = torch.cat([kept, x])
+    for start in range(0, len(x), frames):
+        joined(x[start : start + frames], out, kept)
+        assert torch.equal(out, whole[start : start + frames + 2])
 
 
 def test_a_folded_convolution_is_that_of_the_enlarged_picture():

@@ -57,16 +57,20 @@ def test_the_text_kernel_is_attention_with_a_bias(count):
 @torch.inference_mode()
 @pytest.mark.parametrize("channels", [16, 96, 384])
 @pytest.mark.parametrize("parts", ["x", "bias", "all"])
-def test_the_norm_kernel_is_the_plain_one(channels, parts):
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_the_norm_kernel_is_the_plain_one(channels, parts, frames):
     from livetalk.streaming.engine.norm_triton import norm_silu
 
-    x, other = (torch.randn(2, 5, 7, channels, device="cuda") for _ in range(2))
+    x, other = (torch.randn(frames, 35, 27, channels, device="cuda") for _ in range(2))
+    before = torch.randn(2, 35, 27, channels, device="cuda")
     bias, gamma = (torch.randn(channels, device="cuda") for _ in range(2))
     given = (x, None if parts == "x" else bias, other if parts == "all" else None, gamma)
     outs = []
     for act in (norm_silu, plain_norm_silu):
-        total, out = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
-        act(*given, total, out)
+        total, kept = torch.full_like(x, torch.nan), before.clone()
+        out = torch.full((2 + frames, *x.shape[1:]), torch.nan, device="cuda")
+        act(*given, total, out, kept)
+        assert torch.equal(out[:2], before) and torch.equal(out[-2:], kept)
         outs.append((total, out))
     for found, wanted in zip(*outs, strict=True):
         torch.testing.assert_close(found, wanted)
