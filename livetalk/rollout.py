@@ -30,10 +30,12 @@ def new_cache(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    turned: bool = False,
 ) -> KVCache:
     """An empty cache for `batch` clips that `dit` generates together, of rows x columns tokens a latent frame."""
     sizes = {"layers": dit.config.layers, "heads": dit.config.heads, "head_dim": dit.config.head_dim}
-    return KVCache(config, rows=rows, columns=columns, batch=batch, dtype=dtype, device=device, **sizes)
+    place = {"batch": batch, "dtype": dtype, "device": device}
+    return KVCache(config, rows=rows, columns=columns, turned=turned, **place, **sizes)
 
 
 def denoise_block(
@@ -44,12 +46,13 @@ def denoise_block(
     cache: KVCache,
     noise: Noise,
     graded: bool = False,
+    last: bool = False,
 ) -> Tensor:
     """Generates the next block: clean latents [B, 16, frames, h, w], its keys and values left in the cache.
 
     For each timestep: predict x0, then noise it freshly to the next level. One more pass at t = 0 over the clean block
-    writes what later blocks see. graded, for training, where gradients are on: the pass at the last timestep, and no
-    other, carries gradient; nothing reaches earlier blocks.
+    writes what later blocks see; it is left out of the last one. graded, for training, where gradients are on: the
+    pass at the last timestep, and no other, carries gradient; nothing reaches earlier blocks.
     """
     levels = [float(t) for t in timesteps]
     graded = graded and torch.is_grad_enabled()
@@ -60,17 +63,18 @@ def denoise_block(
     x = noise(shape)
     for index, level in enumerate(levels):
         x = pin(x, conditions.image)
-        last = index + 1 == len(levels)
-        if graded and last:
+        leaves = index + 1 == len(levels)
+        if graded and leaves:
             # Before pytorch#165068 autocast keeps casts of weights made without gradient, which cuts the weights off.
             torch.clear_autocast_cache()
-        with torch.set_grad_enabled(graded and last):
+        with torch.set_grad_enabled(graded and leaves):
             x0 = flow.x0_from_flow(x, dit(x, level, prepared, cache), flow.sigma_of(level))
-        if not last:
+        if not leaves:
             x = flow.add_noise(x0, noise(shape), flow.sigma_of(levels[index + 1]))
     x0 = pin(x0, conditions.image)
-    with torch.no_grad():
-        dit(x0, CLEAN, prepared, cache)
+    if not last:
+        with torch.no_grad():
+            dit(x0, CLEAN, prepared, cache)
     return x0
 
 
@@ -83,7 +87,8 @@ def rollout(
     noise: Noise,
     graded: range = range(0),
 ) -> Iterator[Tensor]:
-    """Yields the blocks of a clip of `latents` latent frames, a whole number of blocks; the cache starts anew.
+    """Yields the blocks of a clip of `latents` latent frames, a whole number of blocks; the cache starts anew, and in
+    the end lacks the last block.
 
     graded: latent frames whose blocks carry gradient, each from its last timestep alone (Self Forcing,
     arXiv:2506.08009): a training that leaves at an exit step passes the timesteps up to that one.
@@ -93,5 +98,5 @@ def rollout(
         raise ValueError(f"{latents} latent frames are not a whole number of blocks of {block}: pad with silence")
     cache.reset()
     for start in range(0, latents, block):
-        part = conditions.block(start, block)
-        yield denoise_block(dit, part, block, timesteps, cache, noise, graded=start in graded)
+        part, last = conditions.block(start, block), start + block == latents
+        yield denoise_block(dit, part, block, timesteps, cache, noise, graded=start in graded, last=last)

@@ -307,8 +307,9 @@ def dry(run: BenchTrainingRun, name: str) -> str:
             teacher = WanDiT(sizes[CASES[name]])
         rows["teacher: parameters"] = bytes_of(teacher.parameters(), precision_of(run.teacher_precision, CPU))
         cached = 2 * student.config.layers * geometry.window * geometry.tokens_per_frame * student.config.dim
-        rows["keys and values of a rollout"] = run.samples * cached * torch.float32.itemsize
+        kept = STORED if run.train.precision == "bf16" else torch.float32
+        rows["keys, also rotated, and values of a rollout"] = run.samples * cached * 3 // 2 * kept.itemsize
         block, window = geometry.block, geometry.window
         past = sum(min(start, window - block) for start in range(0, geometry.clip_latents, block))
-        rows["copies of them that graded passes keep"] = run.samples * cached // window * past * STORED.itemsize
+        rows["copies of them that graded passes keep"] = run.samples * cached // window * past * kept.itemsize
     return memory.table(f"bench_training, {name}: {run.samples} samples, recompute, one process", rows)

@@ -244,15 +244,16 @@ def memory(run: DmdRun) -> str:
     tokens = samples * geometry.clip_latents * geometry.tokens_per_frame
     kept = kept_by_passes(config, tokens, activations, run.train.recompute)
     window = geometry.window if run.dmd.windowed else latents
-    a_token = 2 * config.layers * samples * window * config.dim * torch.float32.itemsize
-    cached = a_token * geometry.tokens_per_frame
+    own = torch.bfloat16.itemsize if run.train.precision == "bf16" else torch.float32.itemsize
+    of_each = config.layers * samples * config.dim * own  # keys, values and, at relative positions, rotated keys
+    a_token = (3 if run.causal.positions == "relative" else 2) * window * of_each
     past = sum(min(start, window - geometry.block) for start in range(0, geometry.clip_latents, geometry.block))
     held = torch.bfloat16.itemsize if run.teacher_precision == "bfloat16" else torch.float32.itemsize
     rows = {
         "pairs": train_ode.pairs_bytes(run, config),
         "teacher: parameters": held * sum(value.numel() for value in teacher.parameters()),
         "keys and values of rollouts": a_token * sum(shape.tokens_per_frame for shape in shapes),
-        "copies of them that graded passes keep": cached // window * past // 2,
+        "copies of them that graded passes keep": 2 * of_each * past * geometry.tokens_per_frame,
         **training_rows(STUDENT, [student], run.train, kept),
         **training_rows(CRITIC, [critic], replace(run.train, ema=run.critic.ema), 0),
     }

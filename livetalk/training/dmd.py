@@ -154,7 +154,7 @@ class DmdObjective:
         self.cache_config = cache if config.windowed else whole
         self.starts = range(0, self.latents - self.window + 1, cache.block)
         # One a batch size, for ever: captured steps go on writing to the memory that they were captured with.
-        self.caches: dict[int, KVCache] = {}
+        self.caches: dict[tuple[int, torch.dtype], KVCache] = {}
 
     def modules(self) -> dict[str, nn.Module]:
         return {STUDENT: self.student, CRITIC: self.critic}
@@ -259,17 +259,22 @@ class DmdObjective:
         """The cache of all rollouts of a batch size: the graded passes keep copies, so it may be used again."""
         reference = conditions.reference
         batch, _, _, height, width = reference.shape
-        if batch not in self.caches:
-            self.caches[batch] = new_cache(
+        kind = reference.device.type
+        # Keys and values are what autocast makes of them; a wider type would hold the same numbers.
+        casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if casts else reference.dtype
+        if (batch, dtype) not in self.caches:
+            self.caches[batch, dtype] = new_cache(
                 self.student,
                 self.cache_config,
                 rows=height // PATCH,
                 columns=width // PATCH,
                 batch=batch,
-                dtype=reference.dtype,
+                dtype=dtype,
                 device=reference.device,
+                turned=True,
             )
-        return self.caches[batch]
+        return self.caches[batch, dtype]
 
 
 def _from(blocks: Iterator[Tensor], first: int) -> Iterator[Tensor]:

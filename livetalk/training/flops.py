@@ -43,10 +43,11 @@ def block_flops(config: DiTConfig, geometry: Geometry, start: int) -> int:
 
 
 def rollout_flops(config: DiTConfig, geometry: Geometry, passes: int) -> int:
-    """A clip, each block in `passes` denoising passes and a clean one."""
+    """A clip, each block in `passes` denoising passes and, but for the last, a clean one."""
     starts = range(0, geometry.clip_latents, geometry.block)
     once = prepare_flops(config, geometry.block, passes + 1)
-    return sum((passes + 1) * block_flops(config, geometry, start) + once for start in starts)
+    whole = sum((passes + 1) * block_flops(config, geometry, start) + once for start in starts)
+    return whole - block_flops(config, geometry, starts[-1])
 
 
 def ode_flops(student: DiTConfig, geometry: Geometry) -> int:

@@ -28,7 +28,7 @@ def clip(frames=6, batch=1, seed=0, rows=2, columns=3):
     return draw(batch, 16, frames, 2 * rows, 2 * columns), conditions
 
 
-def cache_for(dit, window, anchors=0, rows=2, columns=3, **extra):
+def cache_for(dit, window, anchors=0, rows=2, columns=3, turned=False, **extra):
     config = dit.config
     return KVCache(
         CacheConfig(window, anchors, 3, **extra),
@@ -38,6 +38,7 @@ def cache_for(dit, window, anchors=0, rows=2, columns=3, **extra):
         rows=rows,
         columns=columns,
         dtype=torch.float64,
+        turned=turned,
     )
 
 

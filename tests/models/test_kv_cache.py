@@ -24,8 +24,11 @@ SIZES = [
 
 
 def make_cache(window, anchors, block, positions="absolute", journal=0, layers=1):
+    """positions: "turned" are relative ones whose rotated keys are kept."""
+    turned = positions == "turned"
     return KVCache(
-        CacheConfig(window, anchors, block, positions, journal),
+        CacheConfig(window, anchors, block, "relative" if turned else positions, journal),
+        turned=turned,
         layers=layers,
         heads=HEADS,
         head_dim=WIDTH,
@@ -54,7 +57,7 @@ def brute_force(history, q, window, anchors, positions):
     )
 
 
-@pytest.mark.parametrize("positions", ["absolute", "relative"])
+@pytest.mark.parametrize("positions", ["absolute", "relative", "turned"])
 @pytest.mark.parametrize("window, anchors, block", SIZES)
 def test_ring_equals_brute_force_over_200_blocks(window, anchors, block, positions):
     cache, history = make_cache(window, anchors, block, positions), []
@@ -112,7 +115,7 @@ def test_blockwise_attention_equals_its_mask():
     assert torch.allclose(views[0](0, q, k, v), views[1](0, q, k, v))
 
 
-@pytest.mark.parametrize("positions", ["absolute", "relative"])
+@pytest.mark.parametrize("positions", ["absolute", "relative", "turned"])
 @pytest.mark.parametrize("window, anchors, block", SIZES)
 def test_rewinding_equals_never_having_run(window, anchors, block, positions):
     generator = torch.Generator().manual_seed(3)
@@ -160,7 +163,7 @@ def test_reset_forgets_everything():
 
 
 def test_the_graded_pass_reads_nothing_that_is_overwritten_later():
-    for positions in ("absolute", "relative"):
+    for positions in ("absolute", "relative", "turned"):
         cache = make_cache(6, 3, 3, positions)
         generator = torch.Generator().manual_seed(5)
         for index in range(3):
