@@ -53,7 +53,7 @@ def test_the_limits_are_of_the_machine():
 def test_figures_follow_from_times():
     path = Path("one", [0.1] * 10, [0.05] * 10, whole=2.0, frames=120, first=0.2, flops=(8, 2), passes=5)
     found = path.as_dict(Limits(flops=100.0, bandwidth=1.0))
-    assert found["FPS"] == 60 and found["times real time"] == 3.75 and found["first block, ms"] == 200
+    assert found["FPS"] == 60 and found["times real time"] == 3.75 and found["first frames, ms"] == 200
     assert found["ms a pass"] == pytest.approx(20) and found["ms a block, decoding, p95"] == pytest.approx(50)
     assert found["share of the card's matrix products"] == pytest.approx(10 * 10 / 2 / 100)
     assert len(table([path, path], Limits(1, 1)).splitlines()) <= 20

@@ -14,6 +14,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -216,8 +217,8 @@ def measure(name: str, performer: Performer, run: BenchRun, overlap: bool) -> be
     ready = timed(lambda: fed(performer, 1).next_block(), device)
     denoise, decode, flops = parts(performer, run)
     whole, frames = streamed(performer, run, overlap)
-    first = min(timed(fed(performer, 1).next_block, device) for _ in range(3))
-    first_whole = min(timed(lambda: fed(performer, 1).next_block(), device) for _ in range(3))
+    first = min(timed(partial(first_frames, fed(performer, 1)), device, after=False) for _ in range(3))
+    first_whole = min(timed(lambda: first_frames(fed(performer, 1)), device, after=False) for _ in range(3))
     steady = (values[run.warmup :] for values in (denoise, decode))
     return benchmark.Path(
         name,
@@ -236,6 +237,11 @@ def measure(name: str, performer: Performer, run: BenchRun, overlap: bool) -> be
     )
 
 
+def first_frames(session: Session) -> None:
+    """Until they are on the host."""
+    session.decode_next(session.denoise_next())
+
+
 def parts(performer: Performer, run: BenchRun) -> tuple[list[float], list[float], tuple[int, int]]:
     """Seconds of every block's denoising and decoding, one after the other, and their arithmetic, (0, 0) if unknown."""
     device, blocks = performer.device, run.warmup + run.blocks
@@ -243,7 +249,7 @@ def parts(performer: Performer, run: BenchRun) -> tuple[list[float], list[float]
     with session.apart():
         for _ in range(blocks):
             denoise.append(timed(lambda: made.append(session.denoise_next()), device))
-            decode.append(timed(lambda: session.decode_next(made.pop()), device))
+            decode.append(timed(lambda: session.decode_all(made.pop()), device, after=False))
         if run.kernels and device.type == "cuda":
             written(session, Path(run.output) / f"kernels-{performer.config.engine.linears}.txt")
     unknown = is_fast(performer.config.engine, performer) and device.type == "cuda"
@@ -257,7 +263,7 @@ def written(session: Session, path: Path) -> None:
     made: list[Rendering] = []
     acts = {
         "denoising": lambda: made.append(session.denoise_next(fill=True)),
-        "decoding": lambda: session.decode_next(made.pop()),
+        "decoding": lambda: session.decode_all(made.pop()),
     }
     lines = []
     for name, act in acts.items():
@@ -283,7 +289,7 @@ def counted(session: Session) -> tuple[int, int]:
     with FlopCounterMode(display=False, custom_mapping=own) as denoising:
         rendering = session.denoise_next(fill=True)
     with FlopCounterMode(display=False, custom_mapping=own) as decoding:
-        session.decode_next(rendering)
+        session.decode_all(rendering)
     return denoising.get_total_flops(), decoding.get_total_flops()
 
 

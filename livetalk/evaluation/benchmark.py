@@ -28,9 +28,9 @@ class Limits:
 @dataclass(frozen=True)
 class Path:
     """One way to make the same frames, timed. denoise, decode: seconds of each block, one after the other; whole:
-    seconds of all `frames` in the stream as it is used; first: seconds from the sound to the first block, with picture
+    seconds of all `frames` in the stream as it is used; first: seconds from the sound to the first frames, with picture
     and prompt encoded before; flops: arithmetic of a block's denoising and of its decoding; passes: of a block;
-    first_whole: seconds to the first block with picture and prompt to encode; ready: seconds from weights in memory to
+    first_whole: seconds to the first frames with picture and prompt to encode; ready: seconds from weights in memory to
     the very first block, compiling and capturing included; memory: bytes at most; told: how blocks are made."""
 
     name: str
@@ -66,8 +66,8 @@ class Path:
             "ms a pass": 1e3 * float(np.median(self.denoise)) / self.passes,
             "FPS, denoising alone": self.alone(self.denoise),
             "FPS, decoding alone": self.alone(self.decode),
-            "first block, ms": 1e3 * self.first,
-            "first block, picture and prompt not encoded, ms": 1e3 * self.first_whole,
+            "first frames, ms": 1e3 * self.first,
+            "first frames, picture and prompt not encoded, ms": 1e3 * self.first_whole,
             "start from weights in memory to the first block, s": self.ready,
             "peak memory, GB": self.memory / 1e9,
             "GFLOP a block, denoising": self.flops[0] / 1e9,
@@ -86,12 +86,14 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(act: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `act` takes, the device's work included."""
+def timed(act: Callable[[], object], device: torch.device, after: bool = True) -> float:
+    """Seconds that `act` takes, the device's work included, or, without `after`, until it returns: what it gives is on
+    the host then."""
     wait(device)
     start = time.perf_counter()
     act()
-    wait(device)
+    if after:
+        wait(device)
     return time.perf_counter() - start
 
 

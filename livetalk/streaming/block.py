@@ -45,6 +45,15 @@ class Block:
         return self if stale is None else self.until(stale)
 
 
+def joined(blocks: list[Block]) -> Block:
+    """Parts of one block, which follow each other, as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    frames = np.concatenate([block.frames for block in blocks])
+    sound = np.concatenate([block.sound for block in blocks])
+    return replace(blocks[0], frames=frames, sound=sound, silent=all(block.silent for block in blocks))
+
+
 @dataclass(frozen=True)
 class Dropped:
     """What an interruption took back: `frames` rendered ones from `first` on, which is where the stream goes on, and

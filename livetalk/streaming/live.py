@@ -240,7 +240,12 @@ class Live:
                 self._hand_out(block)
 
     def _decoded(self, rendering: Rendering) -> Block | None:
-        return self._timed("decode", partial(self.session.decode_next, rendering))
+        """The last of its frames, once those before are handed out."""
+        while True:
+            block = self._timed("decode", partial(self.session.decode_next, rendering))
+            if block is None or rendering.over:
+                return block
+            self._hand_out(block)
 
     def _renderings(self) -> Iterator[Rendering]:
         """Denoised blocks, as they fall due, until the end."""

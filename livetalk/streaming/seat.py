@@ -45,8 +45,9 @@ class Seat(Protocol):
     def prompt(self, text: Tensor) -> None:
         """Makes ready for text features [1, L, text_dim] that blocks will soon have."""
 
-    def decode(self, latents: Tensor) -> Fetch:
-        """Begins to decode the next latents; what it returns waits for their frames uint8 [n, H, W, 3] on the host."""
+    def decode(self, latents: Tensor) -> list[Fetch]:
+        """Begins to decode the next latents; what it returns waits for their frames uint8 [n, H, W, 3] on the host, one
+        for each part where some are there before others."""
 
     def rewind(self, blocks: int) -> None:
         """Undoes the denoising of the latest blocks."""
@@ -117,9 +118,9 @@ class PlainSeat:
     def prompt(self, text: Tensor) -> None:
         """Nothing: every block does all of it."""
 
-    def decode(self, latents: Tensor) -> Fetch:
+    def decode(self, latents: Tensor) -> list[Fetch]:
         frames = to_pixels(self.performer.decoder.decode_step(latents, self._decoder))
-        return lambda: frames
+        return [lambda: frames]
 
     def rewind(self, blocks: int) -> None:
         self._cache.rewind(blocks)

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from livetalk.geometry import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from livetalk.streaming.block import Block, Dropped
+from livetalk.streaming.block import Block, Dropped, joined
 from livetalk.streaming.pace import Clock, Pace, frame_after
 from livetalk.streaming.performer import Performer, Picture
 from livetalk.streaming.sound import NOTHING, Resampler, Track, heard_until, mono
@@ -176,7 +176,7 @@ class Session:
         """The next block, or None while none is due: the lead is there, or sound is missing. fill: silence will do for
         sound that is missing. None also where another thread took the block back while it was made."""
         rendering = self.denoise_next(fill)
-        return None if rendering is None else self.decode_next(rendering)
+        return None if rendering is None else self.decode_all(rendering)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -204,14 +204,23 @@ class Session:
                     rendering.ticket.expire(self._base + self._ready)
             return rendering
 
-    def decode_next(self, rendering: Rendering) -> Block | None:
+    def decode_all(self, rendering: Rendering) -> Block | None:
         """The second half, in the order of the first; None if the block was taken back meanwhile."""
+        parts = []
+        while not rendering.over and (part := self.decode_next(rendering)) is not None:
+            parts.append(part)
+        return joined(parts) if parts else None
+
+    def decode_next(self, rendering: Rendering) -> Block | None:
+        """The same once some of its frames are there; to be called until the rendering is `over` or taken back."""
         with self._decoding:
-            if rendering.ticket.stale_from is not None:
-                return None
-            frames = self._take.decode(rendering)
-            with self._state:
-                return None if rendering.ticket.stale_from is not None else self._emit(rendering, frames)
+            while rendering.ticket.stale_from is None:
+                frames = self._take.decode(rendering)
+                with self._state:
+                    # Some may have been shown already, of an earlier rendering.
+                    if rendering.ticket.stale_from is None and rendering.made > self._ready:
+                        return self._emit(rendering, frames)
+            return None
 
     def _job(self, fill: bool) -> tuple[np.ndarray, Tensor] | None:
         """Sound and text of the next block, if it is due."""
@@ -227,11 +236,11 @@ class Session:
         return self._track.read(*self.performer.hearing.span(frames)), text
 
     def _emit(self, rendering: Rendering, frames: np.ndarray) -> Block:
-        first, stop = self._ready, rendering.frames.stop
-        assert rendering.frames.start <= first < stop
+        first, stop = self._ready, rendering.made
+        assert stop - len(frames) <= first < stop
         span = (first * SAMPLES_PER_FRAME, stop * SAMPLES_PER_FRAME)
         silent = not self._track.laid(*span)
-        kept = frames[first - rendering.frames.start :]
+        kept = frames[first - stop :]
         block = Block(kept, self._track.read(*span), self._base + first, silent, rendering.ticket)
         self._ready = stop
         self._hand_out(block)

@@ -37,8 +37,8 @@ class Ticket:
 class Rendering:
     """A block of a take, latents [1, 16, block, h, w], and what it takes to undo it.
 
-    noise: the generator's state before it. decoder: the decoder's before it, once `decoded`. fetch: waits for its
-    frames, until that was done.
+    noise: the generator's state before it. decoder: the decoder's before it, once `decoded`. fetches: wait for its
+    frames, part by part, until that was done; given: how many are there.
     """
 
     index: int
@@ -48,8 +48,19 @@ class Rendering:
     done: torch.cuda.Event | None
     decoded: bool = False
     decoder: Any = None
-    fetch: Fetch | None = None
+    fetches: list[Fetch] = field(default_factory=list)
+    given: int = 0
     ticket: Ticket = field(default_factory=Ticket)
+
+    @property
+    def made(self) -> int:
+        """One past the last of its frames that is there."""
+        return self.frames.start + self.given
+
+    @property
+    def over(self) -> bool:
+        """Whether all of its frames are there."""
+        return self.made == self.frames.stop
 
 
 class Take:
@@ -122,21 +133,21 @@ class Take:
 
     @torch.inference_mode()
     def decode(self, rendering: Rendering) -> np.ndarray:
-        """Frames uint8 [n, H, W, 3] of a block, the next after the one decoded before."""
-        if rendering.fetch is None:
+        """The next frames uint8 [n, H, W, 3] of a block, until it is `over`; then of the next after it."""
+        if not rendering.decoded:
             with nullcontext() if self._decoding is None else torch.cuda.stream(self._decoding):
                 if self._decoding is not None:
                     self._decoding.wait_event(rendering.done)
                 self._begin(rendering)
         # Until the frames are there `rendering` keeps the latents alive.
-        fetch, rendering.fetch = rendering.fetch, None
-        return fetch()
+        frames = rendering.fetches.pop(0)()
+        rendering.given += len(frames)
+        return frames
 
     def _begin(self, rendering: Rendering) -> None:
         """Queues the decoding of a block in the current lane."""
-        assert not rendering.decoded
         rendering.decoder, rendering.decoded = self._seat.snapshot(), True
-        rendering.fetch = self._seat.decode(rendering.latents)
+        rendering.fetches = self._seat.decode(rendering.latents)
 
     @torch.inference_mode()
     def rewind(self, undone: list[Rendering]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,9 @@ PAST = 2
 """Frames that a causal convolution sees before the current one."""
 SHAPES = 64
 """Forms of one function that may be compiled: sizes of pictures, and numbers of frames."""
+EARLY = 2
+"""Latents at the start of a stream that are decoded before the rest of their block: the picture itself, and that of
+the first new frames, which are waited for."""
 NARROW = 8
 """Fewer channels than this have no quick convolution on a GPU, so the last one gets zeros beside its three."""
 
@@ -274,7 +278,7 @@ class FusedDecoder:
 
 
 class DecodedStream:
-    """One stream's places and graphs: `decode` gives frames on the device, to be taken before the next call; `keep`,
+    """One stream's places and graphs: `decode` gives frames on the device, each to be taken before the next; `keep`,
     once they are on their way, makes it possible to come back to here."""
 
     @torch.inference_mode()
@@ -290,14 +294,19 @@ class DecodedStream:
     ) -> None:
         """For latents [1, z, frames, height, width]. back: how many passes can be undone. host: what that needs is kept
         in the host's memory."""
-        self.shared, self.back = shared, back
+        self.shared, self.back, self.frames = shared, back, frames
+        # The parts of the first pass, and whether they begin the stream.
+        self._begins = [(min(EARLY, frames), True)] + [(frames - EARLY, False)] * (frames > EARLY)
         self._pasts = shared.places(frames, height, width).pasts
         latents = torch.randn(1, len(shared.std.flatten()), frames, height, width, device=shared.device)
         example = latents.to(shared.std.dtype)
         stream = torch.cuda.Stream(shared.device) if graphs else None
         pool = torch.cuda.graph_pool_handle() if graphs else None
         with torch._dynamo.config.patch(recompile_limit=SHAPES):
-            self._passes = {first: Captured(self._pass(first), (example,), stream, pool) for first in (True, False)}
+            self._passes = {
+                (count, first): Captured(self._pass(first), (example[:, :, :count],), stream, pool)
+                for count, first in [*self._begins, (frames, False)]
+            }
         # What the next pass needs of those before, as it was after each of the latest `back` + 1, by its number.
         self._tails = [past.tail for past in self._pasts]
         self._kept = places_of(host, self._tails, back + 1, shared.device)
@@ -329,10 +338,12 @@ class DecodedStream:
             self._begin()
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """The next latents -> their frames uint8 [T, H, W, 3]."""
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """The next latents -> their frames uint8 [T, H, W, 3]; the first ones' in two parts."""
         self._kept.settle()
-        return self._passes[not self.steps](latents)
+        kinds = [(self.frames, False)] if self.steps else self._begins
+        for part, kind in zip(latents.split([count for count, _ in kinds], dim=2), kinds, strict=True):
+            yield self._passes[kind](part)
 
     @torch.inference_mode()
     def keep(self) -> None:

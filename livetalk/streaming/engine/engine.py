@@ -155,13 +155,13 @@ class FastSeat:
     def prompt(self, text: Tensor) -> None:
         self._denoised.prompt(text)
 
-    def decode(self, latents: Tensor) -> Fetch:
+    def decode(self, latents: Tensor) -> list[Fetch]:
         if self._decoded is not None:
-            fetch = fetching(self._decoded.decode(latents))
+            fetches = [fetching(frames) for frames in self._decoded.decode(latents)]
             # The frames leave first.
             self._decoded.keep()
-            return fetch
-        return fetching(pixels_of(self._plain.decode_step(latents, self._state))[0])
+            return fetches
+        return [fetching(pixels_of(self._plain.decode_step(latents, self._state))[0])]
 
     def rewind(self, blocks: int) -> None:
         self._denoised.rewind(blocks)

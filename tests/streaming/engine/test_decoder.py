@@ -22,8 +22,8 @@ def pieces(block: int, blocks: int, like: torch.Tensor, size=(2, 3)) -> list[tor
 
 
 def after(stream: DecodedStream, latents: torch.Tensor) -> torch.Tensor:
-    """The frames of a whole pass."""
-    frames = stream.decode(latents)
+    """The frames of all latents."""
+    frames = torch.cat([part.clone() for part in stream.decode(latents)])
     stream.keep()
     return frames
 

@@ -57,7 +57,7 @@ def wandered(made: Performer, seed: int) -> list[np.ndarray]:
         if waiting is None and act < 0.8:
             waiting = session.denoise_next(fill=True)
         elif act < 0.8:
-            block, waiting = session.decode_next(waiting), None
+            block, waiting = session.decode_all(waiting), None
             out += [] if block is None else [block.frames]
         elif act < 0.98:
             earliest = session._frames(session._oldest()).start
@@ -97,6 +97,45 @@ def test_a_stream_is_that_of_the_plain_path(tiny_parts, overlap):
     assert [block.shape for block in plain] == [block.shape for block in fast]
     plain, fast = (np.concatenate(blocks).astype(int) for blocks in (plain, fast))
     assert np.abs(plain - fast).max() <= 1 and (plain != fast).mean() < 1e-2 and plain.std() > 1
+
+
+def test_the_first_frames_come_before_the_rest_of_their_block(tiny_parts):
+    made = performer(tiny_parts, FAST)
+    whole, given = made.session(EXAMPLE_IMAGE, "nods"), sound(3)
+    whole.push_audio(given)
+    wanted = list(whole)
+    with made.live(EXAMPLE_IMAGE, "nods") as live:
+        live.push_audio(given)
+        live.finish()
+        found = list(live)
+    assert [len(block.frames) for block in wanted[:2]] == [9, 12]
+    assert [(block.first, len(block.frames)) for block in found[:3]] == [(0, 5), (5, 4), (9, 12)]
+    frames, heard = (np.concatenate([getattr(block, name) for block in found]) for name in ("frames", "sound"))
+    count = sum(len(block.frames) for block in wanted)
+    assert np.array_equal(frames[:count], np.concatenate([block.frames for block in wanted]))
+    assert np.array_equal(heard[: len(given)], given) and heard.any()
+
+
+@pytest.mark.parametrize(("cut", "parts"), [(0, [(0, 5), (5, 4)]), (3, [(3, 2), (5, 4)]), (5, [(5, 4)])])
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_a_stream_may_be_interrupted_between_its_first_frames(tiny_parts, overlap, cut, parts):
+    made = performer(tiny_parts, replace(FAST, overlap=overlap))
+    session, whole = made.session(EXAMPLE_IMAGE, "nods"), made.session(EXAMPLE_IMAGE, "nods")
+    for each in (session, whole):
+        each.push_audio(sound(2))
+    taken_back = session.denoise_next()
+    assert len(session.decode_next(taken_back).frames) == 5 and not taken_back.over
+    whole.next_block()
+    for each in (session, whole):
+        each.interrupt(cut / 16)
+        each.push_audio(sound(2, 1))
+    assert session.decode_next(taken_back) is None
+    rendering, found = session.denoise_next(), []
+    while not rendering.over:
+        found.append(session.decode_next(rendering))
+    assert [(block.first, len(block.frames)) for block in found] == parts
+    assert np.array_equal(np.concatenate([block.frames for block in found]), whole.next_block().frames)
+    assert np.array_equal(session.next_block().frames, whole.next_block().frames)
 
 
 def test_a_seat_is_used_again_and_forgets(tiny_parts):

@@ -242,7 +242,7 @@ def test_steady_state_never_waits_for_the_card_and_does_not_grow(undo):
             renderings.append(stream.denoise_next())
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        stream.decode_next(renderings.pop())
+        stream.decode_all(renderings.pop())
         end.record()
         torch.cuda.synchronize()
         seconds.append(start.elapsed_time(end))
