@@ -17,17 +17,18 @@ from livetalk.training.compiled import compile_network
 from livetalk.training.sharding import Sharding
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
 from tests.models.test_dit import TINY, clip, tiny
-from tests.training import test_dmd
+from tests.training import test_dmd, test_graphed
 
 DEEP = replace(TINY, layers=9)
 LEVELS = (1000.0, 937.5)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Traces and differentiates as the real one does, but leaves the kernels out."""
+def quick(monkeypatch, request):
+    """Traces and differentiates as the real one does, but, on a CPU, leaves the kernels out."""
     made, limit = compiled.parts, torch._dynamo.config.recompile_limit
-    monkeypatch.setattr(compiled, "parts", lambda: made("aot_eager"))
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(compiled, "parts", lambda: made("aot_eager"))
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -45,29 +46,31 @@ def gradients(module):
 
 
 def full(dit, x, conditions):
-    return dit(x, torch.tensor([500.0]), conditions, FullAttention())
+    return dit(x, torch.tensor([500.0], device=x.device), conditions, FullAttention())
 
 
 def causal(dit, x, conditions):
-    return dit(x, torch.tensor([[500.0] * 3 + [900.0] * 3]), conditions, BlockCausal(3))
+    return dit(x, torch.tensor([[500.0] * 3 + [900.0] * 3], device=x.device), conditions, BlockCausal(3))
 
 
 def rolled(dit, x, conditions):
-    noise = gaussian(torch.Generator().manual_seed(7), x.dtype, "cpu")
-    cache = new_cache(dit, CacheConfig(6, 3, 3), rows=2, columns=3, dtype=x.dtype)
+    noise = gaussian(torch.Generator().manual_seed(7), x.dtype, x.device)
+    cache = new_cache(dit, CacheConfig(6, 3, 3), rows=2, columns=3, dtype=x.dtype, device=x.device, turned=True)
     return torch.cat(list(rollout(dit, conditions, 6, LEVELS, cache, noise, graded=range(6))), 2)
 
 
-def learn(dit, act, precision="fp32", recompute=False):
+def learn(dit, act, precision="fp32", recompute=False, device="cpu"):
     """What a pass gives, and its gradients."""
     x, conditions = clip()
+    dit, x, conditions = dit.to(device), x.to(device), conditions.map(lambda value: value.to(device))
     if precision == "bf16":
         dit, x, conditions = dit.float(), x.float(), conditions.map(lambda value: value.float())
     dit.recompute = recompute
     dit.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
         out = act(dit, x, conditions)
-        (out.double() * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
+        weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=device)
+        (out.double() * weight.view_as(out)).sum().backward()
     return out.detach(), gradients(dit)
 
 
@@ -80,11 +83,41 @@ def test_all_layers_share_the_forms_of_their_parts_and_give_the_plain_numbers(ac
     for _ in range(2):
         found, ours = learn(dit, act, precision, recompute)
         assert forms() == wanted, "of every part with gradient and, in a rollout, without"
-    near = 0.02 if precision == "bf16" else 1e-9
-    assert float((found - plain).norm()) <= near * float(plain.norm())
+    alike((found, ours), (plain, gradient), 0.02 if precision == "bf16" else 1e-9)
+
+
+def alike(found, wanted, near):
+    (out, ours), (plain, gradient) = found, wanted
+    assert float((out - plain).norm()) <= near * float(plain.norm())
     assert ours.keys() == gradient.keys()
     for name, value in gradient.items():
         assert float((ours[name] - value).norm()) <= near * float(value.norm()) + 1e-12, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("act, wanted", [(full, 4), (causal, 4), (rolled, 8)])
+def test_a_card_gives_the_plain_numbers_too(act, wanted):
+    wide = replace(DEEP, dim=256, ffn_dim=512)
+    plain = learn(tiny(wide), act, "bf16", device="cuda")
+    dit = tiny(wide)
+    compile_network(dit, "parts")
+    for recompute in (True, False):
+        found = learn(dit, act, "bf16", recompute, device="cuda")
+        assert forms() == wanted
+        alike(found, plain, 0.1)
+
+
+@pytest.mark.gpu
+def test_captured_steps_of_compiled_parts_learn_what_eager_ones_do(tmp_path):
+    runs = []
+    for how in (False, "parts"):
+        run = test_graphed.trainer("dmd", tmp_path / str(how), "cuda", graph=bool(how), steps=20)
+        told = run.objective
+        for network in (told.student, told.critic, told.teacher):
+            compile_network(network, how)
+        run.fit()
+        runs.append(run)
+    assert runs[1].scalars == pytest.approx(runs[0].scalars, rel=0.05, abs=1e-2)
 
 
 @pytest.mark.parametrize("shard", [pytest.param(False, marks=pytest.mark.slow), True])
