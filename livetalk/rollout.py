@@ -47,15 +47,17 @@ def denoise_block(
     noise: Noise,
     graded: bool = False,
     last: bool = False,
+    plain: WanDiT | None = None,
 ) -> Tensor:
     """Generates the next block: clean latents [B, 16, frames, h, w], its keys and values left in the cache.
 
     For each timestep: predict x0, then noise it freshly to the next level. One more pass at t = 0 over the clean block
     writes what later blocks see; it is left out of the last one. graded, for training, where gradients are on: the
-    pass at the last timestep, and no other, carries gradient; nothing reaches earlier blocks.
+    pass at the last timestep, and no other, carries gradient; nothing reaches earlier blocks. plain: the same network
+    in a form that makes the other passes quicker.
     """
     levels = [float(t) for t in timesteps]
-    graded = graded and torch.is_grad_enabled()
+    graded, plain = graded and torch.is_grad_enabled(), plain or dit
     with torch.set_grad_enabled(graded):
         prepared = dit.prepare(conditions, frames, [*levels, CLEAN])
     cache.advance(frames)
@@ -68,13 +70,14 @@ def denoise_block(
             # Before pytorch#165068 autocast keeps casts of weights made without gradient, which cuts the weights off.
             torch.clear_autocast_cache()
         with torch.set_grad_enabled(graded and leaves):
-            x0 = flow.x0_from_flow(x, dit(x, level, prepared, cache), flow.sigma_of(level))
+            network = dit if graded and leaves else plain
+            x0 = flow.x0_from_flow(x, network(x, level, prepared, cache), flow.sigma_of(level))
         if not leaves:
             x = flow.add_noise(x0, noise(shape), flow.sigma_of(levels[index + 1]))
     x0 = pin(x0, conditions.image)
     if not last:
         with torch.no_grad():
-            dit(x0, CLEAN, prepared, cache)
+            plain(x0, CLEAN, prepared, cache)
     return x0
 
 
@@ -86,12 +89,13 @@ def rollout(
     cache: KVCache,
     noise: Noise,
     graded: range = range(0),
+    plain: WanDiT | None = None,
 ) -> Iterator[Tensor]:
     """Yields the blocks of a clip of `latents` latent frames, a whole number of blocks; the cache starts anew, and in
     the end lacks the last block.
 
     graded: latent frames whose blocks carry gradient, each from its last timestep alone (Self Forcing,
-    arXiv:2506.08009): a training that leaves at an exit step passes the timesteps up to that one.
+    arXiv:2506.08009): a training that leaves at an exit step passes the timesteps up to that one. plain: as above.
     """
     block = cache.config.block
     if latents % block:
@@ -99,4 +103,4 @@ def rollout(
     cache.reset()
     for start in range(0, latents, block):
         part, last = conditions.block(start, block), start + block == latents
-        yield denoise_block(dit, part, block, timesteps, cache, noise, graded=start in graded, last=last)
+        yield denoise_block(dit, part, block, timesteps, cache, noise, start in graded, last, plain)

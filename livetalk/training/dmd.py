@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.fsdp import FSDPModule
 
 from livetalk import flow
 from livetalk.checks import at_least
@@ -20,10 +21,11 @@ from livetalk.conditions import Conditions
 from livetalk.data.pairs import OdePairs
 from livetalk.geometry import PATCH, tokens_of
 from livetalk.models.attention import FullAttention
-from livetalk.models.dit import WanDiT
+from livetalk.models.dit import Parts, WanDiT
 from livetalk.models.kv_cache import CacheConfig, KVCache
 from livetalk.rollout import gaussian, new_cache, rollout
 from livetalk.training.losses import critic_flow_errors, critic_input, dmd_gradient, dmd_loss
+from livetalk.training.narrow import Narrow
 from livetalk.training.sequence import flow_of, require_rows
 
 STUDENT, CRITIC = "student", "critic"
@@ -155,6 +157,7 @@ class DmdObjective:
         self.starts = range(0, self.latents - self.window + 1, cache.block)
         # One a batch size, for ever: captured steps go on writing to the memory that they were captured with.
         self.caches: dict[tuple[int, torch.dtype], KVCache] = {}
+        self.narrow: Narrow | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         return {STUDENT: self.student, CRITIC: self.critic}
@@ -203,6 +206,7 @@ class DmdObjective:
             self._cache_for(conditions),
             gaussian(generator, dtype, device),
             graded=range(start + prefix // block * block, stop),
+            plain=self._plain(device.type),
         )
         latents = torch.cat(list(_from(blocks, start // block)), dim=2)
         given = latents[:, :, :prefix].detach()
@@ -254,6 +258,16 @@ class DmdObjective:
         latents = scored.latents
         t = score_timesteps(latents.shape[0], generator)
         return t, torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+
+    def _plain(self, kind: str) -> WanDiT:
+        """The student for passes without gradient: another only where compiled parts would cast weights every time, and
+        not where they are gathered, and cast, for every pass."""
+        student = self.student
+        if student.parts == Parts() or isinstance(student, FSDPModule) or not torch.is_autocast_enabled(kind):
+            return student
+        if self.narrow is None:
+            self.narrow = Narrow(student, torch.get_autocast_dtype(kind))
+        return self.narrow.refresh()
 
     def _cache_for(self, conditions: Conditions) -> KVCache:
         """The cache of all rollouts of a batch size: the graded passes keep copies, so it may be used again."""

@@ -14,6 +14,7 @@ from livetalk.models.lora import LoraConfig, adapt
 from livetalk.rollout import gaussian, new_cache, rollout
 from livetalk.training import compiled, distributed, sharding
 from livetalk.training.compiled import compile_network
+from livetalk.training.dmd import Iteration
 from livetalk.training.sharding import Sharding
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
 from tests.models.test_dit import TINY, clip, tiny
@@ -138,6 +139,30 @@ def test_a_game_compiles_in_its_first_steps_alone(shard, tmp_path, monkeypatch):
         found.append(forms())
     # Of student and critic, with and without gradient; the teacher sees two clips at once.
     assert found[1:] == [4 * 5] * 3
+
+
+def test_weights_that_are_cast_before_change_no_bit():
+    told = test_dmd.objective()
+    compile_network(told.student, "parts")
+    conditions = told.pairs.conditions(torch.arange(2), told.text[:2])
+
+    def run():
+        told.student.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            scored = told.generate(conditions, Iteration(exit=1, start=0), torch.Generator().manual_seed(0))
+        scored.latents.float().square().mean().backward()
+        return {"": scored.latents.detach(), **gradients(told.student)}
+
+    for _ in range(2):
+        narrow = run()
+        assert told.narrow.dit.blocks[0].ffn[0].weight.dtype == torch.bfloat16
+        plain, told._plain = told._plain, lambda kind: told.student
+        wide, told._plain = run(), plain
+        assert narrow.keys() == wide.keys() and all(torch.equal(value, wide[name]) for name, value in narrow.items())
+        with torch.no_grad():
+            told.student.blocks[1].ffn[0].weight.mul_(1.5)
+    assert {name for name, _ in told.student.named_parameters()} < set(narrow)
+    assert all(parameter.requires_grad for parameter in told.student.parameters())
 
 
 def test_adapted_layers_compile_too():
