@@ -112,13 +112,14 @@ def test_a_card_gives_the_plain_numbers_too(act, wanted):
 def test_captured_steps_of_compiled_parts_learn_what_eager_ones_do(tmp_path):
     runs = []
     for how in (False, "parts"):
-        run = test_graphed.trainer("dmd", tmp_path / str(how), "cuda", graph=bool(how), steps=20)
+        given = {"graph": bool(how), "steps": 20, "precision": "bf16", "recompute": True}
+        run = test_graphed.trainer("dmd", tmp_path / str(how), "cuda", **given)
         told = run.objective
         for network in (told.student, told.critic, told.teacher):
             compile_network(network, how)
         run.fit()
         runs.append(run)
-    assert runs[1].scalars == pytest.approx(runs[0].scalars, rel=0.05, abs=1e-2)
+    assert runs[1].scalars == pytest.approx(runs[0].scalars, rel=0.2, abs=1e-2)
 
 
 @pytest.mark.parametrize("shard", [pytest.param(False, marks=pytest.mark.slow), True])
