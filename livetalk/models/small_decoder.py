@@ -124,12 +124,18 @@ class SmallDecoder(LatentDecoder):
         """How many latents before its own a frame depends on."""
         return 1 + self.config.mixes
 
-    def video(self, latents: Tensor, past: Past) -> Tensor:
+    def decode_last(self, latents: Tensor, count: int) -> Tensor:
+        """The frames of the last `count` latents of a clip: what is seen of those before costs little."""
+        return self.video(latents, Past(), count)
+
+    def video(self, latents: Tensor, past: Past, count: int = 0) -> Tensor:
+        """count: frames of the last so many latents alone, 0: of all."""
         x = per_frame(self.enter, with_previous(latents, past))
         for mix in self.mixes:
             x = mix(x, past)
+        x, begins = x[:, :, -count:], past.first and not 0 < count < latents.shape[2]
         x = rearrange(per_frame(self.split, F.silu(x)), "b (n c) f h w -> b (f n) h w c", n=TIME_STRIDE)
-        if past.first:
+        if begins:
             x = x[:, TIME_STRIDE - 1 :]  # latent 0 stands for one frame
         clips = len(x)
         x = x.flatten(0, 1).movedim(-1, 1)  # channels stay last in memory, where convolutions are quickest

@@ -47,24 +47,31 @@ class AutoencoderConfig:
                 raise ValueError(f"autoencoder.{name}={frames}: give 1, 5, 9 or so on, whole latents")
 
 
-def reconstruction_error(video: Tensor, decoded: Tensor, moving: float, begins: bool = True) -> Tensor:
+def reconstruction_error(
+    video: Tensor, decoded: Tensor, moving: float, begins: bool = True, weight: Tensor | None = None
+) -> Tensor:
     """Absolute plus twice the squared error, mean over everything. Places that move count more, and the first frame of
-    a clip, where the video `begins` with that, counts as much as the four frames of any later latent."""
+    a clip, where the video `begins` with that, counts as much as the four frames of any later latent. weight
+    [B, 1, 1, H, W]: how much more places count besides, here and in the errors below."""
     difference = decoded - video
-    error = moving_weight(video, moving) * (difference.abs() + 2 * difference.square())
+    error = _weighted(difference.abs() + 2 * difference.square(), weight) * moving_weight(video, moving)
     first = TIME_STRIDE if begins else 1
     return (first * error[:, :, :1].sum() + error[:, :, 1:].sum()) / error.numel()
 
 
-def edge_error(video: Tensor, decoded: Tensor) -> Tensor:
+def edge_error(video: Tensor, decoded: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean absolute error of horizontal and vertical pixel differences: keeps lips and lids sharp."""
     difference = decoded - video
-    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+    return sum(_weighted(difference.diff(dim=side).abs(), weight).mean() for side in (-1, -2))
 
 
-def motion_error(video: Tensor, decoded: Tensor) -> Tensor:
+def motion_error(video: Tensor, decoded: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean absolute error of the differences between neighbouring frames: keeps lips that move within a latent."""
-    return (decoded - video).diff(dim=2).abs().mean()
+    return _weighted((decoded - video).diff(dim=2).abs(), weight).mean()
+
+
+def _weighted(error: Tensor, weight: Tensor | None) -> Tensor:
+    return error if weight is None else error * weight[..., : error.shape[-2], : error.shape[-1]]
 
 
 class AutoencoderObjective:

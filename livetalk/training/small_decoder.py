@@ -20,6 +20,7 @@ from livetalk.training.autoencoder import (
     psnr,
     reconstruction_error,
 )
+from livetalk.training.losses import Places
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class SmallDecoderTraining:
     stream. Every `start_every`-th step shows windows from the start of clips instead. crop: side of the squares shown,
     in pixels, drawn from where pictures move (0: whole pictures). Of `whole_every` steps the last shows whole pictures,
     as many pixels of them: from squares alone, backgrounds lose their colours. edges, motion, moving: as in
-    AutoencoderConfig."""
+    AutoencoderConfig. places: where errors count more."""
 
     latents: int = 4
     history: int = 4
@@ -38,6 +39,7 @@ class SmallDecoderTraining:
     edges: float = 1.0
     motion: float = 3.0
     moving: float = 2.0
+    places: Places = Places()
 
     def __post_init__(self) -> None:
         at_least(1, self, "latents", "history", "start_every", "whole_every")
@@ -61,6 +63,7 @@ class SmallDecoderObjective:
             )
         self.decoder, self.latents, self.clips, self.config = decoder, latents, clips, config
         self.places = moving_places(clips) if config.crop else None
+        self.weight = config.places.weight(*clips.shape[2:4], clips.device)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"decoder": self.decoder}
@@ -72,16 +75,16 @@ class SmallDecoderObjective:
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         config, (begins, whole) = self.config, self.kind(step)
-        latents, video = self.sample(begins, whole, batch, generator)
-        decoded = self.decoder.decode(latents)[:, :, -video.shape[2] :].float()
-        error = reconstruction_error(video, decoded, config.moving, begins)
-        edges, motion = edge_error(video, decoded), motion_error(video, decoded)
+        latents, video, weight = self.sample(begins, whole, batch, generator)
+        decoded = self.decoder.decode_last(latents, config.latents).float()
+        error = reconstruction_error(video, decoded, config.moving, begins, weight)
+        edges, motion = edge_error(video, decoded, weight), motion_error(video, decoded, weight)
         squared = (decoded.clamp(-1, 1) - video).square().mean()
         return error + config.edges * edges + config.motion * motion, {"psnr": psnr(squared.detach())}
 
-    def sample(self, begins: bool, whole: bool, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Latents [B, 16, n, h', w'] and the video [B, 3, m, 8h', 8w'] of the last of them: `batch` squares, or whole
-        pictures of as many pixels."""
+    def sample(self, begins: bool, whole: bool, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Latents [B, 16, n, h', w'], the video [B, 3, m, 8h', 8w'] of the last of them, and how much its places count
+        [B, 1, 1, 8h', 8w']: `batch` squares, or whole pictures of as many pixels."""
         config, device = self.config, self.latents.device
         if whole and config.crop:
             height, width = self.clips.shape[2:4]
@@ -108,7 +111,8 @@ class SmallDecoderObjective:
             pixel_rows[:, None, :, None],
             pixel_columns[:, None, None, :],
         ]
-        return seen.movedim(-1, 1).float(), to_unit(shown)
+        weight = self.weight[pixel_rows[:, :, None], pixel_columns[:, None, :]][:, None, None]
+        return seen.movedim(-1, 1).float(), to_unit(shown), weight
 
     def _squares(self, places: Tensor | None, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows and columns [B, side] of the latents that are shown: of squares, or all where there are no places."""

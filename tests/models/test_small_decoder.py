@@ -34,6 +34,14 @@ def test_pieces_are_the_whole(decoder, pieces):
     assert torch.allclose(torch.cat(parts, dim=2), decoder.decode(z), atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_the_last_latents_alone_give_the_last_frames(decoder, count):
+    """All six latents: the first frame too."""
+    whole, last = decoder.decode(latents(6)), decoder.decode_last(latents(6), count)
+    assert last.shape[2] == (21 if count == 6 else 4 * count)
+    assert torch.allclose(last, whole[:, :, -last.shape[2] :], atol=1e-12)
+
+
 def test_later_latents_never_change_earlier_frames(decoder):
     z = latents(6)
     later = z.clone()

@@ -1,5 +1,7 @@
 """Training of the autoencoder: kinds of steps, losses, statistics of latents."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.training.autoencoder import (
     AutoencoderConfig,
     AutoencoderObjective,
+    edge_error,
     latent_statistics,
     motion_error,
     moving_places,
@@ -89,6 +92,17 @@ def test_the_error_weighs_the_first_frame_as_a_latent_and_what_moves_more():
     later[:, :, 1] = 0.5
     first, other = (float(reconstruction_error(still, decoded, 0.0)) for decoded in (wrong, later))
     assert first == pytest.approx(4 * other) and other == pytest.approx((0.5 + 2 * 0.25) / 5)
+
+
+def test_errors_count_more_where_places_do():
+    video, weight = torch.zeros(1, 3, 5, 8, 8), torch.ones(1, 1, 1, 8, 8)
+    weight[..., 2, 5] = 7.0
+    there, elsewhere = video.clone(), video.clone()
+    there[:, :, 1:4:2, 2, 5], elsewhere[:, :, 1:4:2, 5, 2] = 0.5, 0.5
+    for error in (partial(reconstruction_error, moving=0.0), motion_error):
+        assert float(error(video, there, weight=weight)) == pytest.approx(7 * float(error(video, elsewhere)))
+        assert float(error(video, elsewhere, weight=weight)) == pytest.approx(float(error(video, elsewhere)))
+    assert float(edge_error(video, there, weight)) == pytest.approx(4 * float(edge_error(video, elsewhere)))  # 7 and 1
 
 
 def test_the_motion_error_sees_what_an_average_over_frames_loses():

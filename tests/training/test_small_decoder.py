@@ -1,10 +1,13 @@
 """Training the small decoder: what its windows hold, and that it learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, initialise
 from livetalk.models.vae import VAEConfig, WanVAE
+from livetalk.training.losses import Places
 from livetalk.training.small_decoder import SmallDecoderObjective, SmallDecoderTraining, encode
 from livetalk.training.trainer import TrainConfig, Trainer
 
@@ -33,7 +36,7 @@ def test_windows_show_the_frames_of_their_latents(begins, whole):
     """The last frame of every latent f is frame 4f, in the same place."""
     told = objective()
     for seed in range(5):
-        latents, video = told.sample(begins, whole, 8, torch.Generator().manual_seed(seed))
+        latents, video, _ = told.sample(begins, whole, 8, torch.Generator().manual_seed(seed))
         side = 4 if whole else 2
         assert latents.shape == (2 if whole else 8, 16, 2 if begins else 4, side, side)
         assert video.shape[2:] == (5 if begins else 8, 8 * side, 8 * side)
@@ -42,6 +45,17 @@ def test_windows_show_the_frames_of_their_latents(begins, whole):
         assert torch.allclose(last, latents[:, 0, -2:], atol=1e-3)
         if not begins:
             assert (latents[:, 0, 0, 0] % 10 >= 4).any() or latents.min() >= 4  # never a clip's first latent
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_places_count_as_they_are_in_the_whole_picture(whole):
+    """Rows 8 to 15 of the picture count three times as much, wherever the squares lie."""
+    told = objective(replace(WINDOWS, places=Places(lids=(0.25, 0.0, 0.5, 1.0), lids_more=2.0)))
+    told.clips = torch.arange(32, dtype=torch.uint8)[:, None, None].expand(3, 25, 32, 32, 3)  # pixels are their rows
+    _, video, weight = told.sample(False, whole, 8, torch.Generator().manual_seed(0))
+    row = ((video[:, :1, :1] + 1) * 127.5).round()
+    expected = torch.where((row >= 8) & (row < 16), 2.0, 2 / 3)
+    assert len(expected.unique()) == 2 and torch.allclose(weight, expected)
 
 
 def test_kinds_are_starts_and_whole_pictures():
