@@ -107,6 +107,7 @@ class Session:
         # rewound to it, which only who holds both of its locks can do.
         self._begun = 0
         self._ready = 0
+        self._making: int | None = None  # the block that is denoised right now: not in the history yet
         self._history: deque[Rendering] = deque(maxlen=self.performer.cache.journal)
 
     @property
@@ -200,6 +201,7 @@ class Session:
             rendering = self._take.denoise(*job)
             with self._state:
                 self._history.append(rendering)
+                self._making = None
                 if self._stops:
                     rendering.ticket.expire(self._base + self._ready)
             return rendering
@@ -231,7 +233,7 @@ class Session:
         known = self._track.end >= heard_until(self.performer.hearing, frames)
         if not (fill or known) or not self._pace.due(start):
             return None
-        self._begun += 1
+        self._making, self._begun = self._begun, self._begun + 1
         text = [text for first, text in self._prompts if first < self._begun][-1]
         return self._track.read(*self.performer.hearing.span(frames)), text
 
@@ -262,7 +264,9 @@ class Session:
 
     def _oldest(self) -> int:
         """The earliest block that can be rendered again."""
-        return self._history[0].index if self._history else self._begun
+        if self._history:
+            return self._history[0].index
+        return self._begun if self._making is None else min(self._making, self._begun)
 
     def _frames(self, block: int) -> range:
         return self.performer.geometry.block_frames(block)
@@ -436,8 +440,8 @@ class Session:
         cut = min(self._ready, cut)
         if cut < earliest:
             raise ValueError(
-                f"played_until {played_until:g} s is too long ago: no more than {(self._base + earliest) / FPS:g} s on "
-                "can be taken back, raise lead_ms to keep more"
+                f"played_until {(self._base + cut) / FPS:g} s is too long ago: no more than "
+                f"{(self._base + earliest) / FPS:g} s on can be taken back, raise lead_ms to keep more"
             )
         return cut
 

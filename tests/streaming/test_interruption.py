@@ -193,9 +193,11 @@ def test_blocks_know_what_is_stale(performer):
     assert second.fresh().stop == 12 and heard == [15, 12]
 
 
+@pytest.mark.parametrize(("before", "cut"), [(0, 0), (2, 16)])
 @pytest.mark.parametrize("place", ["denoise", "decode"])
-def test_a_block_in_the_making_is_dropped(make, monkeypatch, place):
-    """Interrupted from another thread: stale at once, gone when the one step under way is done, then as ever."""
+def test_a_block_in_the_making_is_dropped(make, monkeypatch, place, before, cut):
+    """Interrupted from another thread: stale at once, gone when the one step under way is done, then as ever. The very
+    first block, with nothing before it, too."""
     performer, plain = make(DEEP), make(DEEP).session(FACE, "nods")
     entered, leave, stale = Event(), Event(), Event()
     session = performer.session(FACE, "nods")
@@ -209,21 +211,21 @@ def test_a_block_in_the_making_is_dropped(make, monkeypatch, place):
 
     for each in (session, plain):
         each.push_audio(FIRST)
-        take(each, 2)
+        take(each, before)
     monkeypatch.setattr(session._take, place, slow)
     session.listeners.append(lambda frame: stale.set())
     made, dropped = [], []
     maker = Thread(target=lambda: made.append(session.next_block()))
     maker.start()
     assert entered.wait(20)
-    stopper = Thread(target=lambda: dropped.append(session.interrupt(16 / FPS)))
+    stopper = Thread(target=lambda: dropped.append(session.interrupt(cut / FPS)))
     stopper.start()
     assert stale.wait(20) and not dropped, "what is stale is known before the step under way is done"
     leave.set()
     for thread in (maker, stopper):
         thread.join(20)
-    assert made == [None] and dropped[0].first == 16
-    plain.interrupt(16 / FPS)
+    assert made == [None] and dropped[0].first == cut
+    plain.interrupt(cut / FPS)
     assert same(take(session, 2, fill=True), take(plain, 2, fill=True))
 
 
