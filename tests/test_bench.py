@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from livetalk import config
 from livetalk.commands import bench
@@ -43,6 +44,17 @@ def test_the_arithmetic_of_a_convolution_is_counted():
     assert bench.convolution_flops([1, 3, 5, 8, 8], [6, 3, 3, 3, 3], None, out_shape=[1, 6, 3, 8, 8]) == (
         2 * 6 * 3 * 8 * 8 * 3 * 27
     )
+
+
+def test_the_arithmetic_of_attention_is_counted():
+    assert bench.attention_flops([2, 3, 5, 8], [2, 3, 7, 8], [2, 3, 7, 4], out_shape=None) == 2 * 2 * 3 * 5 * 7 * (
+        8 + 4
+    )
+    q, k = (torch.randn(1, 2, length, 16) for length in (8, 12))
+    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: bench.attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, k, k)
+    assert counter.get_total_flops() == 4 * 2 * 8 * 12 * 16
 
 
 def test_the_limits_are_of_the_machine():

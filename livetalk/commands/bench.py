@@ -41,6 +41,7 @@ from livetalk.streaming.bench import BenchRun
 from livetalk.streaming.engine.attention import has_fa3
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.engine import is_fast
+from livetalk.streaming.engine.linear import can_fp8
 from livetalk.streaming.live import Live
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
@@ -58,6 +59,7 @@ PUBLISHED: dict[str, Callable[[], nn.Module]] = {
 """The parts of the published shape that a stream runs."""
 SMALL: dict[str, Callable[[], nn.Module]] = {"small": lambda: SmallDecoder(SmallDecoderConfig())}
 """Of the shape that ships with the nano family: it reads latents of the same channels."""
+CPU_WAYS = ("plain", "exact", "half")
 
 KEYS = """
 preset=nano|1.3b      the shipped family, or the published shape with random weights
@@ -99,7 +101,6 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
     if run.live:
         latency.live(run, usual)
         return
-    limits = limits_of(device, dtype)
     loaded = time.perf_counter() - began
     paths: list[benchmark.Path] = []
     for name, performer in ways_of(run, usual):
@@ -115,9 +116,11 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if paths[0].flops[0]:
-        # Graphs and kernels of our own are not counted; the arithmetic of a block is the same.
-        paths[1:] = [path if path.flops[0] else replace(path, flops=paths[0].flops) for path in paths[1:]]
+    if not all(path.flops[0] for path in paths):
+        # Graphs and kernels of our own are not counted; the arithmetic of a block is the same on the plain way.
+        flops = counted(warm(with_engine(usual, replace(run.engine, path="plain")), run))
+        paths = [path if path.flops[0] else replace(path, flops=flops) for path in paths]
+    limits = limits_of(device, dtype)  # last, since a process never holds less at most than it did before
     told = about(run, usual, limits) | {"s to load": loaded, "s in all": time.perf_counter() - began}
     output = Path(run.output) / f"{run.preset}-{usual.geometry.width}x{usual.geometry.height}.json"
     content = {"about": told, "paths": {path.name: path.as_dict(limits) for path in paths}, "settings": asdict(run)}
@@ -134,7 +137,8 @@ def bench(run: BenchRun, dry_run: bool = False) -> None:
 def ways_of(run: BenchRun, usual: Performer) -> Iterator[tuple[str, Performer]]:
     """What is timed, by name, made when its turn comes. On a CPU the plain way has the VAE's decoder."""
     gpu, engine = usual.device.type == "cuda", replace(run.engine, path="fast")
-    for way in run.ways or (("plain", "exact", "fp8") if gpu else ("plain", "exact", "half")):
+    usually = ("plain", "exact", *(["fp8"] if can_fp8(usual.device, usual.dtype) else [])) if gpu else CPU_WAYS
+    for way in run.ways or usually:
         if way == "plain":
             yield way, with_engine(usual, replace(engine, path="plain"), usual.vae)
         elif way == "exact":
@@ -215,10 +219,10 @@ def measure(name: str, performer: Performer, run: BenchRun, overlap: bool) -> be
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     ready = timed(lambda: fed(performer, 1).next_block(), device)
-    denoise, decode, flops = parts(performer, run)
+    denoise, decode, flops = parts(name, performer, run)
     whole, frames = streamed(performer, run, overlap)
     first = min(timed(partial(first_frames, fed(performer, 1)), device, after=False) for _ in range(3))
-    first_whole = min(timed(lambda: first_frames(fed(performer, 1)), device, after=False) for _ in range(3))
+    first_whole = min(timed(partial(first_frames_anew, performer), device, after=False) for _ in range(3))
     steady = (values[run.warmup :] for values in (denoise, decode))
     return benchmark.Path(
         name,
@@ -242,7 +246,21 @@ def first_frames(session: Session) -> None:
     session.decode_next(session.denoise_next())
 
 
-def parts(performer: Performer, run: BenchRun) -> tuple[list[float], list[float], tuple[int, int]]:
+def first_frames_anew(performer: Performer) -> None:
+    """The same, picture and prompt encoded anew."""
+    performer.prompts.forget()
+    first_frames(fed(performer, 1))
+
+
+def warm(performer: Performer, run: BenchRun) -> Session:
+    """A session whose window is full, with sound for another block."""
+    session = fed(performer, run.warmup + 1)
+    for _ in range(run.warmup):
+        session.next_block()
+    return session
+
+
+def parts(name: str, performer: Performer, run: BenchRun) -> tuple[list[float], list[float], tuple[int, int]]:
     """Seconds of every block's denoising and decoding, one after the other, and their arithmetic, (0, 0) if unknown."""
     device, blocks = performer.device, run.warmup + run.blocks
     session, denoise, decode, made = fed(performer, blocks), [], [], []
@@ -251,7 +269,7 @@ def parts(performer: Performer, run: BenchRun) -> tuple[list[float], list[float]
             denoise.append(timed(lambda: made.append(session.denoise_next()), device))
             decode.append(timed(lambda: session.decode_all(made.pop()), device, after=False))
         if run.kernels and device.type == "cuda":
-            written(session, Path(run.output) / f"kernels-{performer.config.engine.linears}.txt")
+            written(session, Path(run.output) / f"kernels-{name.replace(' ', '-')}.txt")
     unknown = is_fast(performer.config.engine, performer) and device.type == "cuda"
     return denoise, decode, (0, 0) if unknown else counted(session)
 
@@ -271,7 +289,8 @@ def written(session: Session, path: Path) -> None:
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
             act()
             torch.cuda.synchronize()
-        rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)[:KERNELS]
+        kernels = [row for row in found.key_averages() if row.device_type == torch.autograd.DeviceType.CUDA]
+        rows = sorted(kernels, key=lambda row: -row.self_device_time_total)[:KERNELS]
         lines += [f"{name}:", *(f"{row.self_device_time_total / 1e3:9.3f} ms {row.count:6d} {row.key}" for row in rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -285,12 +304,20 @@ def memory_of(device: torch.device) -> int:
 
 def counted(session: Session) -> tuple[int, int]:
     """Arithmetic of the denoising and of the decoding of a session's next block."""
-    own = {torch.ops.aten.mkldnn_convolution: convolution_flops}
+    own = {
+        torch.ops.aten.mkldnn_convolution: convolution_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    }
     with FlopCounterMode(display=False, custom_mapping=own) as denoising:
         rendering = session.denoise_next(fill=True)
     with FlopCounterMode(display=False, custom_mapping=own) as decoding:
         session.decode_all(rendering)
     return denoising.get_total_flops(), decoding.get_total_flops()
+
+
+def attention_flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+    """Of attention [B, H, S, d] on a CPU, which PyTorch's counter does not know either."""
+    return 2 * prod(q[:3]) * k[2] * (q[3] + v[3])
 
 
 def convolution_flops(x: list[int], weight: list[int], *_, out_shape: list[int], **__) -> int:

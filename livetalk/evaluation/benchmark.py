@@ -30,8 +30,9 @@ class Path:
     """One way to make the same frames, timed. denoise, decode: seconds of each block, one after the other; whole:
     seconds of all `frames` in the stream as it is used; first: seconds from the sound to the first frames, with picture
     and prompt encoded before; flops: arithmetic of a block's denoising and of its decoding; passes: of a block;
-    first_whole: seconds to the first frames with picture and prompt to encode; ready: seconds from weights in memory to
-    the very first block, compiling and capturing included; memory: bytes at most; told: how blocks are made."""
+    first_whole: seconds to the first frames with a session to open, and picture and prompt to encode; ready: seconds
+    from weights in memory to the very first block, compiling and capturing included; memory: bytes at most; told: how
+    blocks are made."""
 
     name: str
     denoise: Sequence[float]
@@ -67,7 +68,7 @@ class Path:
             "FPS, denoising alone": self.alone(self.denoise),
             "FPS, decoding alone": self.alone(self.decode),
             "first frames, ms": 1e3 * self.first,
-            "first frames, picture and prompt not encoded, ms": 1e3 * self.first_whole,
+            "first frames, picture and prompt to encode, ms": 1e3 * self.first_whole,
             "start from weights in memory to the first block, s": self.ready,
             "peak memory, GB": self.memory / 1e9,
             "GFLOP a block, denoising": self.flops[0] / 1e9,

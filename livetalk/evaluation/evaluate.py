@@ -159,7 +159,7 @@ def sync_rows(
     """A/V correlation with its lag, and the rows it must be read beside: shuffled sound and shifted sound."""
     own = metrics.av_correlation(opening, truth, speech)
     keep(report, method, "A/V correlation", own.per_clip)
-    report.add(method, "A/V lag (frames)", metrics.plain(own.lag, len(opening)))
+    report.add(method, "A/V lag (frames)", metrics.plain(own.lag if own.known else np.nan, len(opening)))
     report.by_lag[method] = own.by_lag
     if len(opening) > 1:
         other = metrics.derangement(len(opening))

@@ -115,6 +115,11 @@ class Sync:
     by_lag: dict[int, float]
 
     @property
+    def known(self) -> bool:
+        """Whether any clip says something."""
+        return not math.isnan(self.by_lag[self.lag])
+
+    @property
     def estimate(self) -> Estimate:
         return mean_interval(self.per_clip)
 
@@ -209,12 +214,17 @@ def blinks_per_minute(eye_open: np.ndarray, fps: int, depth: float = 0.5) -> np.
 def variance_ratio(read: np.ndarray, truth: np.ndarray) -> Estimate:
     """Mean within-clip variance of `read` [N, T] over that of `truth` [N, T], bootstrapped over clips. 1 is right."""
     a, b = np.var(read, axis=1), np.var(truth, axis=1)
-    return bootstrap_interval(lambda i: float(a[i].mean() / max(b[i].mean(), 1e-12)), len(a))
+    return bootstrap_interval(lambda i: _over(float(a[i].mean()), float(b[i].mean())), len(a))
 
 
 def mean_ratio(read: np.ndarray, truth: np.ndarray) -> Estimate:
     """Mean of per-clip values [N] over that of the truth [N], bootstrapped over clips; nan clips do not count."""
-    return bootstrap_interval(lambda i: mean_or_nan(read[i]) / max(mean_or_nan(truth[i]), 1e-12), len(read))
+    return bootstrap_interval(lambda i: _over(mean_or_nan(read[i]), mean_or_nan(truth[i])), len(read))
+
+
+def _over(value: float, reference: float) -> float:
+    """Their ratio; nan where the reference is nothing, or less, so that no share of it can be told."""
+    return value / reference if reference > 1e-12 else math.nan
 
 
 def agreement(found: list[dict], wanted: list[dict]) -> np.ndarray:
@@ -321,7 +331,7 @@ def frechet_ratio(
     fixed = moments_of_clips(truth, shrinkage)(np.arange(len(truth)))
 
     def ratio(index: np.ndarray) -> float:
-        return frechet_of_moments(draw(index), fixed) / max(frechet_of_moments(other(index), fixed), 1e-12)
+        return _over(frechet_of_moments(draw(index), fixed), frechet_of_moments(other(index), fixed))
 
     return around(bootstrap_interval(ratio, len(first), draws))
 

@@ -36,6 +36,8 @@ class Aim:
     inclusive: bool = False
 
     def outcome(self, found: Estimate) -> str:
+        if math.isnan(found.value):
+            return UNKNOWN
         if self.exact:
             return MET if self.low <= found.value <= self.high else NOT_MET
         if math.isnan(found.low) or math.isnan(found.high):

@@ -141,9 +141,9 @@ class Performer:
         """Text features [1, L, text_dim]. Raises ValueError for an empty prompt."""
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError('prompt is empty: describe the movement, for example "nods while speaking, smiling"')
-        return self._prompts.encode(" ".join(prompt.split()))
+        return self.prompts.encode(" ".join(prompt.split()))
 
     @cached_property
-    def _prompts(self) -> Prompts:
+    def prompts(self) -> Prompts:
         config = self.config
         return Prompts(self.text, self.device, self.dtype, config.text_visits, config.prompts or None)

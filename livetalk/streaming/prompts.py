@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,6 +45,11 @@ class Prompts:
                 self._known.popitem(last=False)
             return self._known[prompt]
 
+    def forget(self) -> None:
+        """What is remembered in memory."""
+        with self._lock:
+            self._known.clear()
+
     def _found(self, prompt: str) -> Tensor:
         if self.folder is None:
             return self._encoded(prompt)
@@ -51,8 +58,8 @@ class Prompts:
             return load_file(path)["text"]
         features = self._encoded(prompt)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Complete or not there: another process may look for it meanwhile.
-        part = path.with_suffix(".part")
+        # Complete or not there: other processes may look for it, or write it, meanwhile.
+        part = path.with_suffix(f".{os.getpid()}-{uuid4().hex}.part")
         save_file({"text": features.cpu().contiguous()}, part)
         part.replace(path)
         return features

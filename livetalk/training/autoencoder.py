@@ -66,7 +66,10 @@ def edge_error(video: Tensor, decoded: Tensor, weight: Tensor | None = None) -> 
 
 
 def motion_error(video: Tensor, decoded: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean absolute error of the differences between neighbouring frames: keeps lips that move within a latent."""
+    """Mean absolute error of the differences between neighbouring frames: keeps lips that move within a latent. 0 of
+    one frame."""
+    if video.shape[2] < 2:
+        return decoded.new_zeros(())
     return _weighted((decoded - video).diff(dim=2).abs(), weight).mean()
 
 

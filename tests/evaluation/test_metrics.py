@@ -1,5 +1,7 @@
 """Measures against closed forms, known lags and known damage."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -242,3 +244,15 @@ def test_variance_ratio_of_dying_motion():
     ratio = metrics.variance_ratio(0.5 * truth, truth)
     assert ratio.value == pytest.approx(0.25)
     assert ratio.low <= ratio.value <= ratio.high
+
+
+@pytest.mark.parametrize("truth", [[0.0, 0.0, 0.0], [-0.1, 0.05, -0.02]])
+def test_nothing_is_a_share_of_nothing(truth):
+    """No blinks to be compared with, or lips that followed no sound from the start: not known, instead of millions."""
+    found = metrics.mean_ratio(np.array([0.3, 0.2, 0.1]), np.array(truth))
+    assert math.isnan(found.value) and math.isnan(found.low)
+
+
+def test_no_lag_is_known_where_nobody_speaks():
+    silent = np.zeros((2, 20))
+    assert not metrics.av_correlation(silent, silent, silent > 0).known

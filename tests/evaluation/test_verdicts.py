@@ -28,7 +28,7 @@ def test_an_interval_decides(interval, outcome):
 
 def test_exact_figures_count_by_their_value():
     lag = Aim("lag", "within one", -1, 1, exact=True)
-    assert [lag.outcome(plain(value, 9)) for value in (-1, 0, 2, math.nan)] == [MET, MET, NOT_MET, NOT_MET]
+    assert [lag.outcome(plain(value, 9)) for value in (-1, 0, 2, math.nan)] == [MET, MET, NOT_MET, UNKNOWN]
 
 
 def test_an_inclusive_aim_wants_an_interval_that_is_narrow_enough_to_tell():

@@ -1,5 +1,8 @@
 """Prompts are encoded once, on the device or on a visit to it, and remembered."""
 
+from concurrent.futures import ThreadPoolExecutor
+from time import sleep
+
 import torch
 from torch import nn
 
@@ -45,6 +48,22 @@ def test_features_outlive_the_run(tmp_path):
     assert torch.equal(made(second, folder=tmp_path).encode("nods"), wanted) and second.calls == 0
     assert not torch.equal(made(other, folder=tmp_path).encode("nods"), wanted) and other.calls == 1
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_writers_at_once_do_not_take_each_others_file(tmp_path, monkeypatch):
+    """Servers that share a folder: each is slow between writing and renaming."""
+    write = prompts.save_file
+
+    def slowly(*given):
+        write(*given)
+        sleep(0.05)
+
+    monkeypatch.setattr(prompts, "save_file", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        found = [*pool.map(lambda one: one.encode("nods"), [made(Encoder(), folder=tmp_path) for _ in range(3)])]
+    assert all(torch.equal(one, found[0]) for one in found) and [one.suffix for one in tmp_path.iterdir()] == [
+        ".safetensors"
+    ]
 
 
 def test_a_visitor_leaves_the_device(monkeypatch):

@@ -111,6 +111,7 @@ def test_the_motion_error_sees_what_an_average_over_frames_loses():
     average = video.mean(2, keepdim=True).expand_as(video)
     assert float(motion_error(video, average)) == 1
     assert float(motion_error(video, video + 0.3)) == pytest.approx(0, abs=1e-6)
+    assert float(motion_error(video[:, :, :1], average[:, :, :1])) == 0  # a picture does not move
 
 
 def test_psnr_is_that_of_a_range_of_two():

@@ -97,10 +97,16 @@ def choose(
 def _fastest(
     found: dict[str, Kernel], device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> tuple[str, Kernel]:
-    if len(found) == 1:
+    if device.type != "cuda" and len(found) == 1:
         return next(iter(found.items()))
     times = {name: _time(kernel, device, shape, dtype) for name, kernel in found.items()}
     best = min(times, key=times.get)
+    if times[best] == float("inf"):
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"engine.attention: {' and '.join(found)} cannot do {shape[2]} heads of {shape[3]} in {kind} on this card: "
+            "use engine.attention=sdpa"
+        )
     told = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in times.items())
     log.info("attention of %d queries to %d keys: %s; chosen: %s", *shape[:2], told, best)
     return best, found[best]

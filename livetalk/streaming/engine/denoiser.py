@@ -25,7 +25,7 @@ from livetalk.streaming.engine import layers
 from livetalk.streaming.engine.attention import E4M3, choose
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.layers import Modulations, modulations_of, weights_of
-from livetalk.streaming.engine.linear import halves_pay, linear_of
+from livetalk.streaming.engine.linear import can_fp8, halves_pay, linear_of
 from livetalk.streaming.engine.text import TextMemory
 from livetalk.streaming.engine.undo import host_bytes
 from livetalk.streaming.engine.window import WindowCache, leaving_of
@@ -65,7 +65,10 @@ class Denoiser:
         self._parts = SimpleNamespace(**functions)
 
     def _linears(self, wanted: str, rows: int) -> str:
-        """The kind of linear layers; of float32 networks alone bfloat16 is another kind."""
+        """The kind of linear layers; of float32 networks alone bfloat16 is another kind. Raises ValueError for fp8
+        that is not to be had."""
+        if wanted.startswith("fp8") and not can_fp8(self.device, self.dtype):
+            raise ValueError(f"engine.linears={wanted} needs a card of 2022 or later and precision=bfloat16: use exact")
         wide = self.dtype == torch.float32
         if wanted == "auto":
             sizes = self.dit.config

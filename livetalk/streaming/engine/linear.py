@@ -56,6 +56,13 @@ def halved(layer: Linear) -> Linear:
     return Linear(layer.weight.bfloat16(), layer.bias.bfloat16())
 
 
+def can_fp8(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of rows in e4m3 give `dtype` there; a CPU goes through the motions in float32."""
+    if device.type != "cuda":
+        return True
+    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def narrow(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of x [n, in] in e4m3 and their scales [n, 1] float32."""
     wide = x.float()

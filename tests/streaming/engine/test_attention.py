@@ -18,6 +18,11 @@ def test_a_kernel_that_refuses_is_not_chosen(order):
     assert _fastest(found, CPU, (4, 8, 2, 16), torch.float32) == ("sdpa", sdpa)
 
 
+def test_if_all_refuse_the_remedy_is_told():
+    with pytest.raises(ValueError, match=r"other and more cannot do 2 heads of 16 in float32 .* engine.attention=sdpa"):
+        _fastest({"other": refuses, "more": refuses}, CPU, (4, 8, 2, 16), torch.float32)
+
+
 def test_parts_are_named():
     assert [*split_kernels("fa3")][:3] == ["fa3", "fa3 in 2 parts", "fa3 in 3 parts"]
 
