@@ -27,7 +27,7 @@ prompt=TEXT     how it moves, for example prompt="nods while speaking, smiling"
 output=FILE     the video, ends in .mp4; by default outputs/IMAGE_AUDIO_seedN.mp4 (or output_path)
 seed=N          the same seed gives the same frames
 duration=SEC    shorter than the sound cuts it, longer adds silence (or video_duration)
-decoder=vae     the VAE's own decoder on a CPU, where the small one is used otherwise; or decoder=small
+decoder=vae     the VAE's own decoder, where a family's small one is used otherwise; or decoder=small
 sampler=teacher  the bidirectional teacher (50 steps) instead of the causal student (4 steps, block by block)
 The defaults render the bundled example.
 """
