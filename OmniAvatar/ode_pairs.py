@@ -48,12 +48,13 @@ def trajectory(
     timesteps: Sequence[float],
     *,
     steps: int = 48,
+    order: int = 1,
     guidance: Guidance,
     attend: Attend | None = None,
 ) -> Tensor:
     """States [B, K + 1, F, C, h, w] of one window sampled from `noise` [B, C, F, h, w]: before the steps whose level is
     one of the K `timesteps`, and the result. Latent frame 0 is the clean reference at every level.
-    attend: as in sample.
+    order, attend: as in sample.
     """
     wanted = set(stops(timesteps, steps))
     kept: list[Tensor] = []
@@ -62,7 +63,7 @@ def trajectory(
         if step in wanted:
             kept.append(rearrange(state, "b c f h w -> b f c h w"))
 
-    sample(dit, conditions, null_text, noise, steps=steps, guidance=guidance, attend=attend, visit=visit)
+    sample(dit, conditions, null_text, noise, steps=steps, order=order, guidance=guidance, attend=attend, visit=visit)
     return torch.stack(kept, dim=1)
 
 

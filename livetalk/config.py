@@ -52,7 +52,9 @@ SIZES_PUBLISHED = ("1.3b", "14b")
 END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
-def _known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
+def _known_guidance(group: str, text_scale: float, audio_scale: float, order: int = 1) -> None:
+    if order not in (1, 2):
+        raise ValueError(f"{group}order {order}: 1 for Euler's steps, 2 for steps of second order")
     for name, scale in (("text_scale", text_scale), ("audio_scale", audio_scale)):
         if not 0 <= scale <= MOST_GUIDANCE:
             raise ValueError(f"{group}{name} {scale}: choose a number from 0 to {MOST_GUIDANCE:g}")
@@ -60,18 +62,19 @@ def _known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
 
 @dataclass(frozen=True)
 class TeacherSampling:
-    """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide)."""
+    """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide). order: as sample."""
 
     steps: int = 50
     text_scale: float = 1.5
     audio_scale: float = 1.5
     negative_prompt: str = ""
     prefix: int = 4
+    order: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"teacher.steps {self.steps}: at least 1 step is needed")
-        _known_guidance("teacher.", self.text_scale, self.audio_scale)
+        _known_guidance("teacher.", self.text_scale, self.audio_scale, self.order)
 
 
 @dataclass(frozen=True)
@@ -264,12 +267,11 @@ class PairsRun:
     count, held_out: pairs to train on and to judge by; shard: pairs a file, chunk: pairs a pass. Pictures, sound and
     prompts come from the world; or from a manifest of lines prompt@@image@@audio, the last of which are held out; or
     from what prepare_data left in the folder `prepared`, train and held-out clips; or, to train on, from a folder of
-    encoded clips. steps: of the teacher, visiting each of the student's timesteps. part of parts: with parts > 1 the
-    process makes only its part of the shards. source: the part whose trajectories they are, teacher or teacher_causal;
-    size: as in OdeRun.
-    spoiled: share of the pairs to train on whose picture is blurred or wrongly cropped and whose prompt describes no
-    motion (data/spoil.py), to see what curated conditions are worth. features: a folder in which what text and audio
-    encoder make is kept, so that neither works, nor the text encoder is loaded, for what is there; "" for none.
+    encoded clips. steps, order: the teacher's; it visits each of the student's timesteps. part of parts: with parts > 1
+    the process makes only its part of the shards. source: the part whose trajectories they are, teacher or
+    teacher_causal; size: as in OdeRun. spoiled: share of the pairs to train on whose picture is blurred or wrongly
+    cropped and whose prompt describes no motion (data/spoil.py), to see what curated conditions are worth. features: a
+    folder that keeps what text and audio encoder make, so that neither is needed for what is there; "" for none.
     """
 
     run: str = "generate_ode_pairs"
@@ -290,6 +292,7 @@ class PairsRun:
     workers: int = 16
     timesteps: tuple[float, ...] = CausalSampling().timesteps
     steps: int = 48
+    order: int = 1
     text_scale: float = 2.0
     audio_scale: float = 2.0
     negative_prompt: str = ""
@@ -305,22 +308,18 @@ class PairsRun:
         at_least(1, self, "count", "held_out", "shard", "chunk", "steps")
         at_least(0, self, "seed", "workers")
         known_part(self.part, self.parts)
-        _known_guidance("", self.text_scale, self.audio_scale)
+        _known_guidance("", self.text_scale, self.audio_scale, self.order)
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
         if "," in self.prepared:
-            raise ValueError(
-                f"prepared={self.prepared}: pairs are of one shape, so make those of each folder alone, with a name "
-                "and geometry of its own; train_ode and train_dmd take pairs=FOLDER,FOLDER"
-            )
+            alone = "pairs are of one shape: make those of each folder alone, with a name and geometry of its own"
+            raise ValueError(f"prepared={self.prepared}: {alone}; train_ode and train_dmd take pairs=FOLDER,FOLDER")
         given = [name for name in ("manifest", "prepared", "clips") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are set: pairs have one source, keep one of them")
         if self.spoiled and given:
-            raise ValueError(
-                f"spoiled={self.spoiled}: only pairs of the synthetic world are spoiled, leave {given[0]}= out"
-            )
+            raise ValueError(f"spoiled={self.spoiled}: only pairs of the synthetic world are, leave {given[0]}= out")
 
 
 @dataclass(frozen=True)
@@ -436,6 +435,7 @@ class EvaluateRun:
     seed: int = 0
     methods: tuple[str, ...] = ()
     steps: int = 50
+    order: int = 1
     scales: tuple[float, ...] = (2.0,)
     text_scales: tuple[float, ...] = ()
     negative_prompt: str = ""
@@ -462,11 +462,11 @@ class EvaluateRun:
         at_least(1, self, "frames", "prefix", "batch", "steps", "long_clips")
         at_least(0, self, "seed", "voice2", "workers")
         at_least(2, self, "clips")
-        if not self.scales or not all(0 <= scale <= MOST_GUIDANCE for scale in (*self.scales, *self.text_scales)):
-            given = f"scales={list(self.scales)}, text_scales={list(self.text_scales)}"
-            raise ValueError(f"{given}: give some, from 0 to {MOST_GUIDANCE:g}, such as scales=[2.0]")
-        if len(self.text_scales) not in (0, len(self.scales)):
-            raise ValueError(f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}")
+        if not self.scales or len(self.text_scales) not in (0, len(self.scales)):
+            given = f"text_scales={list(self.text_scales)}, scales={list(self.scales)}"
+            raise ValueError(f"{given}: give one or more scales, such as [2.0], and as many text_scales or none")
+        for text, audio in zip(self.text_scales or self.scales, self.scales, strict=True):
+            _known_guidance("scales: ", text, audio, self.order)
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
             raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")
         if self.voice2 == 1:

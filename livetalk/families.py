@@ -77,6 +77,7 @@ class TeacherSampler:
             window=window,
             prefix=settings.prefix,
             steps=settings.steps,
+            order=settings.order,
             guidance=Guidance(settings.text_scale, settings.audio_scale),
             visit=visit,
         )

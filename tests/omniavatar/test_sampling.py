@@ -35,12 +35,54 @@ class Straight(torch.nn.Module):
         return (x - self.target) / (level / 1000)
 
 
-def test_sampling_follows_a_straight_flow_to_its_end():
+@pytest.mark.parametrize("order", [1, 2])
+def test_sampling_follows_a_straight_flow_to_its_end(order):
     x, conditions = clip()
     target = pin(torch.randn_like(x), conditions.reference)
     visited = []
-    out = sample(Straight(target), conditions, conditions.text, x, steps=8, visit=lambda step, _: visited.append(step))
+    visit = lambda step, _: visited.append(step)  # noqa: E731
+    out = sample(Straight(target), conditions, conditions.text, x, steps=8, order=order, visit=visit)
     assert torch.allclose(out, target) and visited == list(range(9))
+
+
+class Gaussian(torch.nn.Module):
+    """The exact flow of Gaussian data that deviates by `deviation`, the same in every place."""
+
+    def __init__(self, deviation):
+        super().__init__()
+        self.variance = deviation**2
+
+    def prepare(self, conditions, frames, levels):
+        return conditions
+
+    def forward(self, x, level, prepared, attend):
+        sigma = level / 1000
+        return x * (sigma - (1 - sigma) * self.variance) / ((1 - sigma) ** 2 * self.variance + sigma**2)
+
+
+@pytest.mark.parametrize("deviation, euler", [(0.3, 0.75), (1.0, 0.90), (2.0, 0.94)])
+def test_steps_of_second_order_keep_the_variance_that_euler_steps_lose(deviation, euler):
+    x, conditions = clip()
+    network = Gaussian(deviation)
+    kept = {
+        order: float((sample(network, conditions, conditions.text, x, order=order)[:, :, 1:] / x[:, :, 1:]).mean()) ** 2
+        for order in (1, 2)
+    }
+    assert kept[1] / deviation**2 == pytest.approx(euler, abs=0.005)
+    assert kept[2] / deviation**2 == pytest.approx(1, abs=0.04)
+
+
+def test_the_first_step_of_second_order_is_eulers():
+    dit = tiny()
+    x, conditions = clip()
+    empty = torch.zeros_like(conditions.text)
+    seen = {1: [], 2: []}
+    for order, states in seen.items():
+        sample(
+            dit, conditions, empty, x, steps=4, order=order, visit=lambda _, state, states=states: states.append(state)
+        )
+    same = [torch.equal(one, two) for one, two in zip(*seen.values(), strict=True)]
+    assert same == [True, True, False, False, False]
 
 
 def test_windows_cover_any_length_and_keep_a_prefix():
