@@ -28,6 +28,7 @@ from livetalk.commands.memory import bytes_of
 from livetalk.data.pairs import STORED, OdePairs
 from livetalk.devices import device_of, precision_of, settle_gpu
 from livetalk.evaluation.benchmark import Limits, limits_of, wait
+from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.kv_cache import CacheConfig
 from livetalk.training import distributed, flops, sharding
@@ -299,10 +300,13 @@ def dry(run: BenchTrainingRun, name: str) -> str:
     with torch.device("meta"):
         student = WanDiT(sizes[SIZE])
     tokens = run.samples * geometry.clip_latents * geometry.tokens_per_frame
-    kept = 4 * tokens * student.config.dim * student.config.layers  # what recompute keeps: the input of every block
+    shape = (geometry.clip_latents, geometry.latent_height, geometry.latent_width)
+    attend = None if CASES[name] else BlockCausal(geometry.block)
+    full = memory.clip_activations(student, run.samples, shape, run.train.precision, attend)
+    kept = memory.kept_by_passes(student.config, tokens, full, run.train.recompute)
     rows = memory.training_rows(STUDENT, [student], run.train, kept)
     if CASES[name]:
-        rows |= memory.training_rows(CRITIC, [student], replace(run.train, ema=run.critic.ema), kept)
+        rows |= memory.training_rows(CRITIC, [student], replace(run.train, ema=run.critic.ema), 0)  # the other plays
         with torch.device("meta"):
             teacher = WanDiT(sizes[CASES[name]])
         rows["teacher: parameters"] = bytes_of(teacher.parameters(), precision_of(run.teacher_precision, CPU))
@@ -312,4 +316,5 @@ def dry(run: BenchTrainingRun, name: str) -> str:
         block, window = geometry.block, geometry.window
         past = sum(min(start, window - block) for start in range(0, geometry.clip_latents, block))
         rows["copies of them that graded passes keep"] = run.samples * cached // window * past * kept.itemsize
-    return memory.table(f"bench_training, {name}: {run.samples} samples, recompute, one process", rows)
+    how = "recompute" if run.train.recompute else "all activations kept"
+    return memory.table(f"bench_training, {name}: {run.samples} samples, {how}, one process", rows)

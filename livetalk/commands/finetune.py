@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from livetalk.commands.cached import AT_ONCE, text_encoder
-from livetalk.commands.memory import activation_bytes, bytes_of, kept_by_passes, samples_at_once
-from livetalk.conditions import Conditions
+from livetalk.commands.memory import bytes_of, clip_activations, kept_by_passes, samples_at_once
 from livetalk.config import TeacherRun, flat
 from livetalk.data.encoded import EncodedClips
-from livetalk.geometry import PATCH, TIME_STRIDE
-from livetalk.models.attention import FullAttention
+from livetalk.geometry import PATCH
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.lora import adapt, without_adapters
 from livetalk.parts import load_part, read_config, require_parts
@@ -85,13 +83,6 @@ def rows(run: TeacherRun, height: int, width: int) -> dict[str, int]:
     frozen = [value for value in dit.parameters() if not value.requires_grad]
     held = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
     sizes = {"teacher: parameters": bytes_of(frozen, held), "adapters, gradients, moments": 4 * bytes_of(learning)}
-
-    def forward(dtype: torch.dtype) -> object:
-        noisy = torch.empty(samples, run.dit.out_channels, latents, height, width, dtype=dtype)
-        sound = torch.empty(samples, latents, TIME_STRIDE * run.dit.audio_dim, dtype=dtype)
-        told = torch.empty(samples, run.dit.text_len, run.dit.text_dim, dtype=dtype)
-        return dit(noisy, torch.empty(samples), Conditions(told, noisy[:, :, :1], sound), FullAttention())
-
-    full = activation_bytes(forward, [dit], run.train.precision)
+    full = clip_activations(dit, samples, (latents, height, width), run.train.precision)
     tokens = samples * latents * height * width // PATCH**2
     return sizes | {"teacher: activations (estimate)": kept_by_passes(run.dit, tokens, full, run.train.recompute)}

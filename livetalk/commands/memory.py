@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from livetalk.models.dit import DiTConfig
+from livetalk.conditions import Conditions
+from livetalk.geometry import TIME_STRIDE
+from livetalk.models.attention import Attend, BlockCausal, FullAttention
+from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.training.trainer import TrainConfig
 
 
@@ -81,6 +84,25 @@ def activation_bytes(forward: Callable[[torch.dtype], object], modules: Iterable
     with torch.device("meta"), FusedAttention(), hooks:
         forward(dtype)
     return sum(kept.values())
+
+
+def clip_activations(
+    dit: WanDiT, samples: int, shape: tuple[int, int, int], precision: str, attend: Attend | None = None
+) -> int:
+    """Bytes that autograd keeps for a pass of a network on the meta device over `samples` clips of `shape`, latents,
+    height and width; a level for each latent where attention is block-causal."""
+    config, latents, attend = dit.config, shape[0], attend or FullAttention()
+    levels = (samples, latents) if isinstance(attend, BlockCausal) else (samples,)
+
+    def forward(dtype: torch.dtype) -> object:
+        noisy = torch.empty(samples, config.out_channels, *shape, dtype=dtype)
+        sound = torch.empty(samples, latents, TIME_STRIDE * config.audio_dim, dtype=dtype)
+        told = torch.empty(samples, config.text_len, config.text_dim, dtype=dtype)
+        given = dit(noisy, torch.empty(levels), Conditions(told, noisy[:, :, :1], sound), attend)
+        assert given.shape == noisy.shape
+        return given
+
+    return activation_bytes(forward, [dit], precision)
 
 
 class FusedAttention(TorchFunctionMode):

@@ -23,7 +23,7 @@ from livetalk.commands.cached import text_encoder
 from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import PREPARED
 from livetalk.commands.memory import (
-    activation_bytes,
+    clip_activations,
     kept_by_passes,
     samples_at_once,
     spread_lines,
@@ -31,14 +31,11 @@ from livetalk.commands.memory import (
     training_rows,
 )
 from livetalk.commands.train_ode import made_by
-from livetalk.conditions import Conditions
 from livetalk.config import DmdRun, flat, load
 from livetalk.data import encoded, pairs
 from livetalk.data.curation.listing import held_out_elsewhere
 from livetalk.data.pairs import OdePairs
 from livetalk.devices import device_of, precision_of, settle_gpu
-from livetalk.geometry import TIME_STRIDE
-from livetalk.models.attention import FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.kv_cache import CacheConfig
 from livetalk.parts import load_part, missing_parts, require_parts, sized
@@ -228,19 +225,11 @@ def memory(run: DmdRun) -> str:
     samples, latents = samples_at_once(run.train), run.dmd.latents or geometry.clip_latents
     with torch.device("meta"):
         student, critic, teacher = WanDiT(config), WanDiT(config), WanDiT(score)
-
-    def forward(dtype: torch.dtype) -> object:
-        side = (geometry.latent_height, geometry.latent_width)
-        noisy = torch.empty(samples, config.out_channels, geometry.clip_latents, *side, dtype=dtype)
-        sound = torch.empty(samples, geometry.clip_latents, TIME_STRIDE * config.audio_dim, dtype=dtype)
-        told = torch.empty(samples, config.text_len, config.text_dim, dtype=dtype)
-        conditions = Conditions(told, noisy[:, :, :1], sound)
-        with torch.no_grad():  # what the scores take and give is what the student is
-            assert teacher(noisy, torch.empty(samples), conditions, FullAttention()).shape == noisy.shape
-        return student(noisy, torch.empty(samples), conditions, FullAttention())
-
+    shape = (geometry.clip_latents, geometry.latent_height, geometry.latent_width)
     # One player's activations at a time: the student's graded passes together, or the critic's one.
-    activations = activation_bytes(forward, [student, teacher], run.train.precision)
+    activations = clip_activations(student, samples, shape, run.train.precision)
+    with torch.no_grad():  # what the scores take and give is what the student is
+        assert not clip_activations(teacher, samples, shape, run.train.precision)
     tokens = samples * geometry.clip_latents * geometry.tokens_per_frame
     kept = kept_by_passes(config, tokens, activations, run.train.recompute)
     window = geometry.window if run.dmd.windowed else latents

@@ -21,7 +21,7 @@ from livetalk.commands.cached import AT_ONCE, CachedText, text_encoder
 from livetalk.commands.examination import Examination
 from livetalk.commands.generate_ode_pairs import PREPARED, make_pairs
 from livetalk.commands.memory import (
-    activation_bytes,
+    clip_activations,
     kept_by_passes,
     samples_at_once,
     spread_lines,
@@ -29,13 +29,12 @@ from livetalk.commands.memory import (
     training_rows,
 )
 from livetalk.commands.train_nano import weights_of
-from livetalk.conditions import Conditions
 from livetalk.config import DmdRun, InferenceRun, OdeRun, PairsRun, flat, load
 from livetalk.data import encoded, pairs
 from livetalk.data.pairs import OdePairs
 from livetalk.devices import device_of, settle_gpu
 from livetalk.families import CausalSampler
-from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE, Geometry
+from livetalk.geometry import SPACE_STRIDE, Geometry
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.text import TextEncoder
@@ -372,16 +371,8 @@ def memory(run: OdeRun) -> str:
     samples = samples_at_once(run.train)
     with torch.device("meta"):
         student = WanDiT(config)
-
-    def forward(dtype: torch.dtype) -> object:
-        side = (geometry.latent_height, geometry.latent_width)
-        noisy = torch.empty(samples, config.out_channels, geometry.clip_latents, *side, dtype=dtype)
-        sound = torch.empty(samples, geometry.clip_latents, TIME_STRIDE * config.audio_dim, dtype=dtype)
-        told = torch.empty(samples, config.text_len, config.text_dim, dtype=dtype)
-        conditions = Conditions(told, noisy[:, :, :1], sound)
-        return student(noisy, torch.empty(samples, geometry.clip_latents), conditions, BlockCausal(geometry.block))
-
-    activations = activation_bytes(forward, [student], run.train.precision)
+    shape = (geometry.clip_latents, geometry.latent_height, geometry.latent_width)
+    activations = clip_activations(student, samples, shape, run.train.precision, BlockCausal(geometry.block))
     tokens = samples * geometry.clip_latents * geometry.tokens_per_frame
     kept = kept_by_passes(config, tokens, activations, run.train.recompute)
     rows = {"pairs": pairs_bytes(run, config)} | training_rows("student", [student], run.train, kept)

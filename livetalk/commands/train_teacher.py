@@ -20,17 +20,15 @@ from torch import Tensor
 
 from livetalk.cli import CONFIGS, command_of
 from livetalk.commands import finetune
-from livetalk.commands.memory import activation_bytes, table, training_rows
+from livetalk.commands.memory import clip_activations, table, training_rows
 from livetalk.commands.train_nano import card_of, train_nano
-from livetalk.conditions import Conditions
 from livetalk.config import InferenceRun, TeacherRun, flat, load
 from livetalk.data import encoded
 from livetalk.data.world.clip import World
 from livetalk.data.world.prompts import Attributes, describe
 from livetalk.data.world.take import generator
 from livetalk.devices import device_of, precision_of, settle_gpu
-from livetalk.geometry import SPACE_STRIDE, TIME_STRIDE, frames_of_latents
-from livetalk.models.attention import FullAttention
+from livetalk.geometry import SPACE_STRIDE, frames_of_latents
 from livetalk.models.dit import WanDiT, initialise
 from livetalk.models.text import TextEncoder, file_tokenizer, published_name, train_tokenizer
 from livetalk.parts import TOKENIZER, export_part, load_part, missing_parts, require_parts
@@ -291,13 +289,5 @@ def memory(run: TeacherRun) -> str:
         return table(title, rows | finetune.rows(run, height, width))
     with torch.device("meta"):
         dit, text = WanDiT(run.dit), TextEncoder(run.text)
-
-    def forward(dtype: torch.dtype) -> object:
-        batch = run.train.batch
-        noisy = torch.empty(batch, run.dit.out_channels, latents, height, width, dtype=dtype)
-        sound = torch.empty(batch, latents, TIME_STRIDE * channels, dtype=dtype)
-        told = torch.empty(batch, run.text.length, run.text.dim, dtype=dtype)
-        return dit(noisy, torch.empty(batch), Conditions(told, noisy[:, :, :1], sound), FullAttention())
-
-    activations = activation_bytes(forward, [dit, text], run.train.precision)
+    activations = clip_activations(dit, run.train.batch, (latents, height, width), run.train.precision)
     return table(title, rows | training_rows("teacher", [dit, text], run.train, activations))
