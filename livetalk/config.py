@@ -463,8 +463,8 @@ class EvaluateRun:
         at_least(0, self, "seed", "voice2", "workers")
         at_least(2, self, "clips")
         if not self.scales or len(self.text_scales) not in (0, len(self.scales)):
-            given = f"text_scales={list(self.text_scales)}, scales={list(self.scales)}"
-            raise ValueError(f"{given}: give one or more scales, such as [2.0], and as many text_scales or none")
+            given = f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}"
+            raise ValueError(f"{given}, or none, and scales such as [2.0]")
         for text, audio in zip(self.text_scales or self.scales, self.scales, strict=True):
             _known_guidance("scales: ", text, audio, self.order)
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
