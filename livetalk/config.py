@@ -182,8 +182,7 @@ class TeacherRun:
     teacher learns adapters of its layers alone, from prepared clips; its text encoder stays as it is, and the sum is
     exported as `teacher`. features: as in PairsRun, of prompts, for that. prepared: what prepare_data left (runs/NAME),
     whose clips are taken instead of the world's; several such folders, with commas between them, may be of a shape each
-    (training/buckets.py). tracking: figures to Weights & Biases, too (off, offline, online), as one of the runs of
-    `project`.
+    (training/buckets.py). tracking: figures to Weights & Biases, too (off, offline, online), as a run of `project`.
     """
 
     run: str = "train_teacher"
@@ -466,7 +465,8 @@ class EvaluateRun:
             given = f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}"
             raise ValueError(f"{given}, or none, and scales such as [2.0]")
         for text, audio in zip(self.text_scales or self.scales, self.scales, strict=True):
-            _known_guidance("scales: ", text, audio, self.order)
+            _known_guidance("scales: ", text, audio)
+        _known_guidance("", 1.0, 1.0, self.order)
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
             raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")
         if self.voice2 == 1:

@@ -142,12 +142,22 @@ WRONG_SIZES = {
         "flow.latents=26",
         "flow.prefix=21",
     ],
-    "generate_ode_pairs": ["count=0", "held_out=0", "shard=0", "chunk=-2", "part=-1", "parts=0", "text_scale=101"],
+    "generate_ode_pairs": [
+        "count=0",
+        "held_out=0",
+        "shard=0",
+        "chunk=-2",
+        "part=-1",
+        "parts=0",
+        "text_scale=101",
+        "order=3",
+    ],
     "train_ode": ["chunk=0", "shown=0", "name=/a", "name=a/../../b", "train.lr=nan"],
     "train_dmd": ["shown=-1", "name=.", "critic.clip=nan", "critic.ema=-0.1", "geometry.clip_latents=0", "dmd.every=0"],
     "prepare_data": ["name=../x", "chunk=0", "part=1", "seed=-1"],
     "ablate": ["name=../x", "part=-1", "steps=0", "seeds=[-1]", "seeds=[]"],
-    "evaluate": ["frames=0", "seed=-1", "scales=[.nan]", "scales=[-1]", "prefix=0", "workers=-1"],
+    "evaluate": ["frames=0", "seed=-1", "scales=[.nan]", "scales=[-1]", "prefix=0", "workers=-1", "order=0"],
+    "inference": ["teacher.order=3"],
 }
 
 

@@ -57,6 +57,19 @@ def test_a_trajectory_is_euler_steps_written_out():
     assert torch.equal(found[:, :, :1], conditions.reference.transpose(1, 2)[:, None].expand(-1, 5, -1, -1, -1, -1))
 
 
+@torch.no_grad()
+def test_a_trajectory_of_second_order_ends_where_sampling_does():
+    dit = tiny()
+    noise, conditions = clip(batch=2)
+    settings = {"steps": 8, "order": 2, "guidance": Guidance(3, 2)}
+    empty = torch.zeros_like(conditions.text[:1])
+    found = trajectory(dit, conditions, empty, noise, LEVELS, **settings)
+    assert torch.equal(found[:, -1].transpose(1, 2), sample(dit, conditions, empty, noise, **settings))
+    assert not torch.allclose(
+        found, trajectory(dit, conditions, empty, noise, LEVELS, steps=8, guidance=Guidance(3, 2))
+    )
+
+
 def test_noise_belongs_to_a_clip():
     whole = clip_noise(3, range(4), (2, 3))
     assert torch.equal(whole[2:], clip_noise(3, [2, 3], (2, 3))) and not torch.equal(whole[0], whole[1])
