@@ -48,6 +48,12 @@ def known_name(name: str) -> None:
         raise ValueError(f"name={name}: the run lies below runs/, give a plain name")
 
 
+def known_order(order: int, group: str = "") -> None:
+    """Of the teacher's steps (OmniAvatar/sampling.py). Raises ValueError for one that is not there."""
+    if order not in (1, 2):
+        raise ValueError(f"{group}order {order}: 1 for Euler's steps, 2 for steps of second order")
+
+
 def known_part(part: int, parts: int) -> None:
     """Raises ValueError unless there is a `part`, counted from 0, of so many parts."""
     if not 0 <= part < max(1, parts) or parts < 1:

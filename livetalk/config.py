@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from livetalk.checks import at_least, known_name, known_part
+from livetalk.checks import at_least, known_name, known_order, known_part
 from livetalk.data.curation.settings import PrepareRun
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
@@ -52,9 +52,7 @@ SIZES_PUBLISHED = ("1.3b", "14b")
 END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
-def _known_guidance(group: str, text_scale: float, audio_scale: float, order: int = 1) -> None:
-    if order not in (1, 2):
-        raise ValueError(f"{group}order {order}: 1 for Euler's steps, 2 for steps of second order")
+def _known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
     for name, scale in (("text_scale", text_scale), ("audio_scale", audio_scale)):
         if not 0 <= scale <= MOST_GUIDANCE:
             raise ValueError(f"{group}{name} {scale}: choose a number from 0 to {MOST_GUIDANCE:g}")
@@ -74,7 +72,8 @@ class TeacherSampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"teacher.steps {self.steps}: at least 1 step is needed")
-        _known_guidance("teacher.", self.text_scale, self.audio_scale, self.order)
+        known_order(self.order, "teacher.")
+        _known_guidance("teacher.", self.text_scale, self.audio_scale)
 
 
 @dataclass(frozen=True)
@@ -307,7 +306,8 @@ class PairsRun:
         at_least(1, self, "count", "held_out", "shard", "chunk", "steps")
         at_least(0, self, "seed", "workers")
         known_part(self.part, self.parts)
-        _known_guidance("", self.text_scale, self.audio_scale, self.order)
+        known_order(self.order)
+        _known_guidance("", self.text_scale, self.audio_scale)
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
@@ -461,12 +461,12 @@ class EvaluateRun:
         at_least(1, self, "frames", "prefix", "batch", "steps", "long_clips")
         at_least(0, self, "seed", "voice2", "workers")
         at_least(2, self, "clips")
-        if not self.scales or len(self.text_scales) not in (0, len(self.scales)):
-            given = f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}"
-            raise ValueError(f"{given}, or none, and scales such as [2.0]")
-        for text, audio in zip(self.text_scales or self.scales, self.scales, strict=True):
-            _known_guidance("scales: ", text, audio)
-        _known_guidance("", 1.0, 1.0, self.order)
+        if not self.scales or not all(0 <= scale <= MOST_GUIDANCE for scale in (*self.scales, *self.text_scales)):
+            given = f"scales={list(self.scales)}, text_scales={list(self.text_scales)}"
+            raise ValueError(f"{given}: give some, from 0 to {MOST_GUIDANCE:g}, such as scales=[2.0]")
+        if len(self.text_scales) not in (0, len(self.scales)):
+            raise ValueError(f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}")
+        known_order(self.order)
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
             raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")
         if self.voice2 == 1:

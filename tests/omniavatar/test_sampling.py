@@ -39,9 +39,10 @@ class Straight(torch.nn.Module):
 def test_sampling_follows_a_straight_flow_to_its_end(order):
     x, conditions = clip()
     target = pin(torch.randn_like(x), conditions.reference)
-    visited = []
-    visit = lambda step, _: visited.append(step)  # noqa: E731
-    out = sample(Straight(target), conditions, conditions.text, x, steps=8, order=order, visit=visit)
+    network, visited = Straight(target), []
+    out = sample(
+        network, conditions, conditions.text, x, steps=8, order=order, visit=lambda step, _: visited.append(step)
+    )
     assert torch.allclose(out, target) and visited == list(range(9))
 
 
