@@ -19,31 +19,42 @@ Box = tuple[float, float, float, float]
 @dataclass(frozen=True)
 class Places:
     """Where in a picture errors count more: boxes (top, left, bottom, right) as shares of its sides, which hold lids
-    and lips wherever the face of a clip turns, and how much more, 0: as the rest."""
+    and lips wherever the face of a clip turns, and how much more, 0: as the rest.
+
+    lids_at: the noise levels from and to which lids do.
+    """
 
     lids: Box = (0.25, 0.18, 0.44, 0.82)
     lips: Box = (0.56, 0.25, 0.82, 0.75)
     lids_more: float = 0.0
     lips_more: float = 0.0
+    lids_at: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         at_least(0, self, "lids_more", "lips_more")
+        if not 0 <= self.lids_at[0] < self.lids_at[1] <= 1:
+            raise ValueError(f"lids_at={self.lids_at}: give the lower noise level first, both from 0 to 1")
         for name in ("lids", "lips"):
             top, left, bottom, right = getattr(self, name)
             if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
                 raise ValueError(f"{name}={getattr(self, name)}: give top, left, bottom and right, shares from 0 to 1")
 
-    def weight(self, height: int, width: int, device: torch.device) -> Tensor:
-        """[h, w] of mean 1, each place by how much of it the boxes cover."""
+    def weight(self, height: int, width: int, device: torch.device, sigma: Tensor | None = None) -> Tensor:
+        """[h, w] of mean 1, each place by how much of it the boxes cover; with noise levels sigma [B], [B, 1, 1, h, w]."""
         rows, columns = (torch.arange(side, device=device) / side for side in (height, width))
-        weight = torch.ones(height, width, device=device)
-        for (top, left, bottom, right), more in ((self.lids, self.lids_more), (self.lips, self.lips_more)):
-            shares = (
+
+        def covered(box: Box) -> Tensor:
+            top, left, bottom, right = box
+            return torch.outer(
                 height * ((rows + 1 / height).clamp_max(bottom) - rows.clamp_min(top)).clamp_min(0),
                 width * ((columns + 1 / width).clamp_max(right) - columns.clamp_min(left)).clamp_min(0),
             )
-            weight = weight + more * torch.outer(*shares)
-        return weight / weight.mean()
+
+        lids = self.lids_more * covered(self.lids)
+        if sigma is not None:
+            lids = lids * ((sigma >= self.lids_at[0]) & (sigma <= self.lids_at[1]))[:, None, None, None, None]
+        weight = 1 + lids + self.lips_more * covered(self.lips)
+        return weight / weight.mean((-2, -1), keepdim=True)
 
 
 def moving_weight(clip: Tensor, strength: float, most: float = 8.0) -> Tensor:
@@ -63,10 +74,12 @@ def flow_loss(
     skip: Tensor | None = None,
     moving: float = 0.0,
     places: Places = Places(),
+    sigma: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight."""
+    """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight; sigma:
+    [B], the noise levels, for places that count more at some of them alone."""
     error = (predicted.float() - flow.flow_target(x0, noise).float()).square()
-    weight = moving_weight(x0, moving) * places.weight(*x0.shape[3:], x0.device)
+    weight = moving_weight(x0, moving) * places.weight(*x0.shape[3:], x0.device, sigma)
     error = (error * (weight / weight.mean((3, 4), keepdim=True))).mean(dim=(1, 3, 4))
     if skip is None:
         return error.mean()

@@ -102,7 +102,7 @@ class FlowMatchingObjective:
         xt = torch.where(given[:, None, None], x0, flow.add_noise(x0, noise, sigma))
         predicted = self.dit(xt, 1000 * sigma, conditions, self.attend)
         skip, config = given.expand(batch, -1), self.config
-        loss = flow_loss(predicted, x0, noise, skip, config.moving, config.places)
+        loss = flow_loss(predicted, x0, noise, skip, config.moving, config.places, sigma)
         return loss, {}
 
     @property

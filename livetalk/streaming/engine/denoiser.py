@@ -28,7 +28,7 @@ from livetalk.streaming.engine.layers import Modulations, modulations_of, weight
 from livetalk.streaming.engine.linear import can_fp8, halves_pay, linear_of
 from livetalk.streaming.engine.text import TextMemory
 from livetalk.streaming.engine.undo import host_bytes
-from livetalk.streaming.engine.window import WindowCache, leaving_of
+from livetalk.streaming.engine.window import WindowCache, leaving_of, turn, turn_by_layer
 
 SHAPES = 64
 """Forms of one function that may be compiled: kinds of layers, times sizes of what a filling window keeps."""
@@ -61,7 +61,9 @@ class Denoiser:
         parts = ("before", "between", "after", "embedded", "flow_of")
         functions = {name: vars(layers)[name] for name in parts}
         if self.compiled:
+            functions |= {"turn": turn}
             functions = {name: torch.compile(act, fullgraph=True, dynamic=False) for name, act in functions.items()}
+        self.turn = functions.get("turn", turn_by_layer)
         self._parts = SimpleNamespace(**functions)
 
     def _linears(self, wanted: str, rows: int) -> str:
@@ -144,7 +146,8 @@ class DenoisedStream:
         dit, new = shared.dit.config, {"dtype": shared.dtype, "device": shared.device}
         sizes = {"layers": dit.layers, "heads": dit.heads, "head_dim": dit.head_dim}
         grid = {"rows": shared.rows, "columns": shared.columns}
-        self.window = WindowCache(shared.cache, **sizes, **grid, **new, key_dtype=shared.key_dtype, host=shared.host)
+        kinds = {**new, "key_dtype": shared.key_dtype}
+        self.window = WindowCache(shared.cache, **sizes, **grid, **kinds, host=shared.host, turn=shared.turn)
         self.text = TextMemory(shared.dit, **new)
         self._text: Tensor | None = None
         self._denoisers: dict[tuple[int, bool], Captured] = {}

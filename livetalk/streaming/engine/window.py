@@ -11,6 +11,7 @@ un-rotated, too, as the last pass over their block left them: they get another r
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,18 @@ def leaving_of(
     return [torch.empty(shape, dtype=kind, device="meta") for kind in (dtype, key_dtype)]
 
 
+def turn(keys: Tensor, raw: Tensor, table: Tensor) -> None:
+    """Rotates raw [layers, tokens, heads, d] into keys of that shape, by table as `rotate` takes it. As one kernel it
+    takes no memory of its own; eagerly it takes several times that of raw, in float32."""
+    keys.copy_(rotate(raw, table))
+
+
+def turn_by_layer(keys: Tensor, raw: Tensor, table: Tensor) -> None:
+    """The same with the memory of a single layer."""
+    for into, out_of in zip(keys, raw, strict=True):
+        turn(into, out_of, table)
+
+
 class WindowCache:
     """One session's window, [layers, window * tokens, heads, d]. `fill` is how many latent frames are in use after
     `advance`: with whole blocks it has a handful of values, then stays at the window's size."""
@@ -58,9 +71,10 @@ class WindowCache:
         device: torch.device | str,
         key_dtype: torch.dtype | None = None,
         host: bool = False,
+        turn: Callable[[Tensor, Tensor, Tensor], None] = turn_by_layer,
     ) -> None:
         """key_dtype: of what attention reads, by default `dtype`; a narrower one where attention is in fp8. host: what
-        leaves is kept in the host's memory."""
+        leaves is kept in the host's memory. turn: what rotates all layers' rolling keys for another rank."""
         if config.positions != "relative":
             raise ValueError(f"positions {config.positions!r}: the engine keeps relative ones, use engine.path=plain")
         self.config, self.tokens = config, rows * columns
@@ -68,6 +82,7 @@ class WindowCache:
         new = {"dtype": key_dtype, "device": device}
         shape = (layers, config.window * self.tokens, heads, head_dim)
         self.keys, self.values = torch.zeros(shape, **new), torch.zeros(shape, **new)
+        self._turned = turn
         rolling = (layers, config.ring * self.tokens, heads, head_dim)
         self.raw = torch.zeros(rolling, dtype=dtype, device=device)
         saved = leaving_of(layers, config.block * self.tokens, heads, head_dim, dtype, key_dtype)
@@ -154,5 +169,4 @@ class WindowCache:
         low = self.config.anchors * self.tokens
         high = (self.fill - self.config.block) * self.tokens
         if high > low:
-            turned = rotate(self.raw[:, : high - low], self.ranks[low:high])
-            self.keys[:, low:high] = turned.to(self.keys.dtype)
+            self._turned(self.keys[:, low:high], self.raw[:, : high - low], self.ranks[low:high])
