@@ -40,7 +40,7 @@ class Places:
                 raise ValueError(f"{name}={getattr(self, name)}: give top, left, bottom and right, shares from 0 to 1")
 
     def weight(self, height: int, width: int, device: torch.device, sigma: Tensor | None = None) -> Tensor:
-        """[h, w] of mean 1, each place by how much of it the boxes cover; of noise levels sigma [B], [B, 1, 1, h, w]."""
+        """[h, w] of mean 1, each place by how much of it the boxes cover; with noise levels [B], [B, 1, 1, h, w]."""
         rows, columns = (torch.arange(side, device=device) / side for side in (height, width))
 
         def covered(box: Box) -> Tensor:

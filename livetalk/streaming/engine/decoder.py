@@ -33,16 +33,21 @@ NARROW = 8
 """Fewer channels than this have no quick convolution on a GPU, so the last one gets zeros beside its three."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sum:
-    """An activation as its parts: x [T, H, W, C], bias [C], other [T, H, W, C]."""
+    """An activation as its parts: x [T, H, W, C], bias [C], other [T, H, W, C]. Of the largest there are 0.6 GB each,
+    so that whoever adds them up lets go of them."""
 
-    x: Tensor
+    x: Tensor | None
     bias: Tensor | None = None
     other: Tensor | None = None
 
     def made(self) -> Tensor:
         return added(self.x, self.bias, self.other)
+
+    def let_go(self) -> None:
+        """The sum has been written elsewhere: its parts are not needed any more."""
+        self.x = self.other = None
 
 
 def added(x: Tensor, bias: Tensor | None, other: Tensor | None) -> Tensor:
@@ -238,25 +243,27 @@ class FusedDecoder:
                 x = Sum(self._attention(layer, x.made()))
             else:
                 x = self._up(layer, x, waiting, first)
-        out = self._normed(self.net.head["0"].gamma, x, None, self.leave, next(waiting))
-        return self._pixels(out, self.leave.bias)
+        seen = self._normed(self.net.head["0"].gamma, x, None, next(waiting))
+        return self._pixels(conv(self.leave, seen), self.leave.bias)
 
     def _causal(self, layer: CausalConv3d, past: Past, x: Tensor) -> Tensor:
         seen = past.now(len(x))
         joined(x, seen, past.tail)
         return conv(layer, seen)
 
-    def _normed(self, gamma: Tensor, x: Sum, total: Tensor | None, layer: CausalConv3d, past: Past) -> Tensor:
-        """The convolution of the normed and activated sum, which is written to `total`, too."""
+    def _normed(self, gamma: Tensor, x: Sum, total: Tensor | None, past: Past) -> Tensor:
+        """What a convolution of the normed and activated sum reads; the sum is written to `total`, too, and let go."""
         seen = past.now(len(x.x))
         self.norm(x.x, x.bias, x.other, gamma.flatten(), total, seen, past.tail)
-        return conv(layer, seen)
+        x.let_go()
+        return seen
 
     def _residual(self, layer: ResidualBlock, x: Sum, waiting) -> Sum:
         parts, plain = layer.residual, x.bias is None and x.other is None
         total = x.x if plain else torch.empty_like(x.x)
-        h = self._normed(parts["0"].gamma, x, None if plain else total, parts["2"], next(waiting))
-        h = self._normed(parts["3"].gamma, Sum(h, parts["2"].bias), None, parts["6"], next(waiting))
+        seen = self._normed(parts["0"].gamma, x, None if plain else total, next(waiting))
+        h = Sum(conv(parts["2"], seen), parts["2"].bias)
+        h = conv(parts["6"], self._normed(parts["3"].gamma, h, None, next(waiting)))
         if layer.shortcut is None:
             return Sum(h, parts["6"].bias, total)
         return Sum(h, parts["6"].bias + layer.shortcut.bias, conv(layer.shortcut, total))
@@ -267,6 +274,7 @@ class FusedDecoder:
 
     def _up(self, layer: Up, x: Sum, waiting, first: bool) -> Sum:
         made = self._added(x.x, x.bias, x.other)
+        x.let_go()
         if layer.time_conv is not None:
             past = next(waiting)
             # The very first frame passes unchanged and is not part of the history of the later ones.
