@@ -24,6 +24,15 @@ FORMS = 64
 shape of clips."""
 
 
+def settle_compiler() -> None:
+    """To be called before what learns is compiled. Sums over rows and over columns then stay kernels of their own:
+    joined, as PyTorch has joined them since 2.10, gradients of modulations that all tokens share, such as those of
+    Wan's blocks, are wrong without a word, or of another shape (its issues 193061 and 178080)."""
+    import torch._inductor.config
+
+    torch._inductor.config.triton.mix_order_reduction = False
+
+
 @cache
 def parts(backend: str = "inductor") -> Parts:
     """The compiled parts that all networks share. A part that cannot be compiled in one piece is an error."""
@@ -37,6 +46,7 @@ def compile_network(dit: WanDiT, way: bool | str, cached: bool = False) -> None:
 
     if not way:
         return
+    settle_compiler()
     if not cached and (way == "blocks" or way is True and len(dit.blocks) <= FEW):
         for block in dit.blocks:
             block.compile(dynamic=False)

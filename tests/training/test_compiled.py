@@ -60,9 +60,9 @@ def rolled(dit, x, conditions):
     return torch.cat(list(rollout(dit, conditions, 6, LEVELS, cache, noise, graded=range(6))), 2)
 
 
-def learn(dit, act, precision="fp32", recompute=False, device="cpu"):
+def learn(dit, act, precision="fp32", recompute=False, device="cpu", rows=2, columns=3):
     """What a pass gives, and its gradients."""
-    x, conditions = clip()
+    x, conditions = clip(rows=rows, columns=columns)
     dit, x, conditions = dit.to(device), x.to(device), conditions.map(lambda value: value.to(device))
     if precision == "bf16":
         dit, x, conditions = dit.float(), x.float(), conditions.map(lambda value: value.float())
@@ -106,6 +106,28 @@ def test_a_card_gives_the_plain_numbers_too(act, wanted):
         found = learn(dit, act, "bf16", recompute, device="cuda")
         assert forms() == wanted
         alike(found, plain, 0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["parts", "blocks"])
+def test_gradients_of_modulations_that_thousands_of_tokens_share_are_right(way):
+    """Where PyTorch would sum over rows and columns in one kernel, if it were let."""
+    wide = replace(TINY, layers=3, dim=256, ffn_dim=512)
+    plain = learn(tiny(wide), full, "bf16", device="cuda", rows=32, columns=32)
+    dit = tiny(wide)
+    compile_network(dit, way)
+    alike(learn(dit, full, "bf16", device="cuda", rows=32, columns=32), plain, 0.1)
+
+
+@pytest.mark.parametrize("way", ["parts", "blocks", True])
+def test_sums_over_rows_and_columns_stay_apart_where_networks_learn_compiled(way):
+    from torch._inductor import config as inductor
+
+    with inductor.patch({"triton.mix_order_reduction": True}):
+        compile_network(tiny(), False)
+        assert inductor.triton.mix_order_reduction
+        compile_network(tiny(), way)
+        assert not inductor.triton.mix_order_reduction
 
 
 @pytest.mark.gpu
