@@ -130,3 +130,30 @@ def test_the_small_decoder_serves_cpus(tiny_family, tmp_path):
         parts_of(replace(run, decoder="tiny"))
     with pytest.raises(ValueError, match="livetalk-1.3b has no small decoder"):
         parts_of(replace(run_of("livetalk-1.3b"), decoder="small"), Layout(tmp_path))
+
+
+def test_a_part_leans_towards_what_it_was_trained_from(tmp_path, tiny_family):
+    family = tmp_path / "family"
+    for name in ("teacher", "student"):
+        shutil.copytree(tiny_family / name, family / name)
+        card = {"data_seed": 3, "steps": 7, "figures": {"old": 1.0}, "settings": {"run": "train_dmd"}}
+        touch(family / name / "card.json", json.dumps(card))
+    ends = [parts.load_part(family, name).state_dict() for name in ("student", "teacher")]
+    parts.lean_part(family, "student", "teacher", 0.25, {"A/V correlation": 0.5})
+    middle = parts.load_part(family, "student").state_dict()
+    for key, value in middle.items():
+        assert torch.allclose(value, 0.75 * ends[0][key] + 0.25 * ends[1][key], atol=0.02)  # it is kept in bfloat16
+    assert any(not torch.equal(value, ends[0][key]) for key, value in middle.items())
+    told = json.loads((family / "student" / "card.json").read_text())
+    assert told == card | {
+        "figures": {"A/V correlation": 0.5},
+        "settings": {"run": "train_dmd", "leans": {"teacher": 0.25}},
+    }
+
+
+def test_leaning_by_no_share_or_towards_another_network_is_refused(tmp_path, tiny_family):
+    family = shutil.copytree(tiny_family, tmp_path / "family")
+    with pytest.raises(ValueError, match=r"share=1.5: give a share from 0"):
+        parts.lean_part(family, "student", "teacher", 1.5, {})
+    with pytest.raises(ValueError, match="vae of .* is another network than student"):
+        parts.lean_part(family, "student", "vae", 0.1, {})

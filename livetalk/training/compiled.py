@@ -25,9 +25,9 @@ shape of clips."""
 
 
 def settle_compiler() -> None:
-    """To be called before what learns is compiled. Sums over rows and over columns then stay kernels of their own:
-    joined, as PyTorch has joined them since 2.10, gradients of modulations that all tokens share, such as those of
-    Wan's blocks, are wrong without a word, or of another shape (its issues 193061 and 178080)."""
+    """To be called, from the thread that trains, before what learns is compiled. Sums over rows and over columns then
+    stay kernels of their own. Joined, as PyTorch has joined them since 2.10, gradients of modulations come in another
+    shape where there is one sample a step, or are wrong without a word (its issues 178080 and 193061)."""
     import torch._inductor.config
 
     torch._inductor.config.triton.mix_order_reduction = False

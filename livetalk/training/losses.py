@@ -21,7 +21,7 @@ class Places:
     """Where in a picture errors count more: boxes (top, left, bottom, right) as shares of its sides, which hold lids
     and lips wherever the face of a clip turns, and how much more, 0: as the rest.
 
-    lids_at: the noise levels from and to which lids do.
+    lids_at: the lowest and the highest noise level (0 clean, 1 noise) at which lids do.
     """
 
     lids: Box = (0.25, 0.18, 0.44, 0.82)
@@ -32,7 +32,8 @@ class Places:
 
     def __post_init__(self) -> None:
         at_least(0, self, "lids_more", "lips_more")
-        if not 0 <= self.lids_at[0] < self.lids_at[1] <= 1:
+        low, high = self.lids_at
+        if not 0 <= low < high <= 1:
             raise ValueError(f"lids_at={self.lids_at}: give the lower noise level first, both from 0 to 1")
         for name in ("lids", "lips"):
             top, left, bottom, right = getattr(self, name)
@@ -40,7 +41,8 @@ class Places:
                 raise ValueError(f"{name}={getattr(self, name)}: give top, left, bottom and right, shares from 0 to 1")
 
     def weight(self, height: int, width: int, device: torch.device, sigma: Tensor | None = None) -> Tensor:
-        """[h, w] of mean 1, each place by how much of it the boxes cover; with noise levels [B], [B, 1, 1, h, w]."""
+        """[h, w] of mean 1, each place by how much of it the boxes cover; [B, 1, 1, h, w] of noise levels [B],
+        without which lids count at all of them."""
         rows, columns = (torch.arange(side, device=device) / side for side in (height, width))
 
         def covered(box: Box) -> Tensor:

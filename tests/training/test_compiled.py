@@ -27,12 +27,15 @@ LEVELS = (1000.0, 937.5)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
     """Traces and differentiates as the real one does, but, on a CPU, leaves the kernels out."""
+    from torch._inductor import config as inductor
+
     made, limit = compiled.parts, torch._dynamo.config.recompile_limit
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setattr(compiled, "parts", lambda: made("aot_eager"))
     torch._dynamo.reset()
     counters.clear()
-    yield
+    with inductor.patch({"triton.mix_order_reduction": inductor.triton.mix_order_reduction}):
+        yield
     torch._dynamo.config.recompile_limit = limit
     distributed.leave()
 
@@ -111,12 +114,18 @@ def test_a_card_gives_the_plain_numbers_too(act, wanted):
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["parts", "blocks"])
 def test_gradients_of_modulations_that_thousands_of_tokens_share_are_right(way):
-    """Where PyTorch would sum over rows and columns in one kernel, if it were let."""
-    wide = replace(TINY, layers=3, dim=256, ffn_dim=512)
-    plain = learn(tiny(wide), full, "bf16", device="cuda", rows=32, columns=32)
+    """At a size at which PyTorch would sum over rows and columns in one kernel, if it were let: 24,576 rows of 256."""
+    from torch._inductor import config as inductor
+    from torch._inductor import metrics
+
+    wide, size = replace(TINY, layers=3, dim=256, ffn_dim=512), {"device": "cuda", "rows": 64, "columns": 64}
+    plain = learn(tiny(wide), full, "bf16", **size)
+    metrics.reset()
     dit = tiny(wide)
-    compile_network(dit, way)
-    alike(learn(dit, full, "bf16", device="cuda", rows=32, columns=32), plain, 0.1)
+    with inductor.patch(force_disable_caches=True):
+        compile_network(dit, way)
+        alike(learn(dit, full, "bf16", **size), plain, 0.1)
+    assert metrics.codegen_mix_order_reduction == 0
 
 
 @pytest.mark.parametrize("way", ["parts", "blocks", True])

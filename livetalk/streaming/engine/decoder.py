@@ -240,7 +240,7 @@ class FusedDecoder:
             if isinstance(layer, ResidualBlock):
                 x = self._residual(layer, x, waiting)
             elif isinstance(layer, FrameAttention):
-                x = Sum(self._attention(layer, x.made()))
+                x = Sum(self._attention(layer, x.made()))  # small pictures
             else:
                 x = self._up(layer, x, waiting, first)
         seen = self._normed(self.net.head["0"].gamma, x, None, next(waiting))

@@ -61,9 +61,8 @@ class Denoiser:
         parts = ("before", "between", "after", "embedded", "flow_of")
         functions = {name: vars(layers)[name] for name in parts}
         if self.compiled:
-            functions |= {"turn": turn}
             functions = {name: torch.compile(act, fullgraph=True, dynamic=False) for name, act in functions.items()}
-        self.turn = functions.get("turn", turn_by_layer)
+        self.turn = torch.compile(turn, fullgraph=True, dynamic=False) if self.compiled else turn_by_layer
         self._parts = SimpleNamespace(**functions)
 
     def _linears(self, wanted: str, rows: int) -> str:

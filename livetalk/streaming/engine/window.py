@@ -82,7 +82,7 @@ class WindowCache:
         new = {"dtype": key_dtype, "device": device}
         shape = (layers, config.window * self.tokens, heads, head_dim)
         self.keys, self.values = torch.zeros(shape, **new), torch.zeros(shape, **new)
-        self._turned = turn
+        self._turn_all = turn
         rolling = (layers, config.ring * self.tokens, heads, head_dim)
         self.raw = torch.zeros(rolling, dtype=dtype, device=device)
         saved = leaving_of(layers, config.block * self.tokens, heads, head_dim, dtype, key_dtype)
@@ -169,4 +169,4 @@ class WindowCache:
         low = self.config.anchors * self.tokens
         high = (self.fill - self.config.block) * self.tokens
         if high > low:
-            self._turned(self.keys[:, low:high], self.raw[:, : high - low], self.ranks[low:high])
+            self._turn_all(self.keys[:, low:high], self.raw[:, : high - low], self.ranks[low:high])

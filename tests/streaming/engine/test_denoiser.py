@@ -8,10 +8,12 @@ import torch
 from livetalk.conditions import Conditions
 from livetalk.models.dit import DiTConfig, WanDiT, initialise
 from livetalk.models.kv_cache import CacheConfig
+from livetalk.models.rope import rope_table, rotate
 from livetalk.rollout import denoise_block, new_cache
 from livetalk.streaming.engine import denoiser
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.denoiser import DenoisedStream, Denoiser
+from livetalk.streaming.engine.window import turn, turn_by_layer
 
 TINY = DiTConfig(
     dim=24, ffn_dim=32, heads=2, layers=4, text_dim=8, text_len=16, freq_dim=16, audio_dim=5, audio_hidden=8
@@ -173,3 +175,15 @@ def test_bfloat16_is_taken_by_measurement(monkeypatch):
 def test_positions_that_are_not_kept_are_refused():
     with pytest.raises(ValueError, match="engine.path=plain"):
         fast(network(), CacheConfig(positions="absolute"))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn])
+def test_keys_turn_by_layer_as_they_turn_at_once(kind):
+    raw = torch.randn(3, 8, 2, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    table = rope_table(torch.arange(2), 2, 2, 6)
+    keys = [torch.zeros(3, 10, 2, 6, dtype=kind) for _ in range(2)]
+    for act, into in zip((turn, turn_by_layer), keys, strict=True):
+        act(into[:, 1:9], raw, table)
+    wanted = torch.zeros(3, 10, 2, 6)
+    wanted[:, 1:9] = rotate(raw, table).to(kind).float()
+    assert all(torch.equal(one.float(), wanted) for one in keys) and wanted[:, 1:9].any()
