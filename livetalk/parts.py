@@ -213,11 +213,17 @@ def export_part(
     return final
 
 
+def card_of(part: Path) -> dict[str, Any]:
+    """What the card of a part's folder says, {} where there is none."""
+    return json.loads((part / CARD).read_text(encoding="utf-8")) if (part / CARD).is_file() else {}
+
+
 def lean_part(family: str | Path, name: str, towards: str, share: float, figures: dict[str, float]) -> Path:
     """Exports a part once more, its weights moved by `share` towards those of the part it was trained from: a middle
     that is often better than either end (Wortsman et al., arXiv:2109.01903). Moved twice, it goes on from there.
 
-    figures: what was measured of it, for its card. Raises ValueError for a share that is none, or another network.
+    figures: what was measured of it, for its card. Raises ValueError for a share that is none, another
+    network, or a part without a card.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: give a share from 0, as it is, to 1, the part it is moved to")
@@ -226,6 +232,7 @@ def lean_part(family: str | Path, name: str, towards: str, share: float, figures
         raise ValueError(f"{towards} of {family} is another network than {name}: name the part it was trained from")
     ends = part.state_dict(), other.state_dict()
     weights = {key: torch.lerp(value.float(), ends[1][key].float(), share) for key, value in ends[0].items()}
-    card = json.loads((Path(family) / name / CARD).read_text(encoding="utf-8"))
+    if not (card := card_of(Path(family) / name)):
+        raise ValueError(f"{name} of {family} has no {CARD}, which leaning adds to: give a part that was trained here")
     settings = card["settings"] | {"leans": {**card["settings"].get("leans", {}), towards: share}}
     return export_part(family, name, part.config, weights, Card(card["data_seed"], card["steps"], figures, settings))

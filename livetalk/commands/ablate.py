@@ -29,7 +29,7 @@ from livetalk.cli import CONFIGS
 from livetalk.commands.evaluate import STUDENTS, Bench
 from livetalk.commands.generate_ode_pairs import make_pairs, start_parts
 from livetalk.commands.train_dmd import KEPT, memory, train_dmd
-from livetalk.commands.train_ode import CLIPS, STUDENT, card_of, made_by, rows_of, train_ode
+from livetalk.commands.train_ode import CLIPS, STUDENT, made_by, rows_of, train_ode
 from livetalk.config import END_SECONDS, AblateRun, DmdRun, EvaluateRun, OdeRun, PairsRun, flat, load
 from livetalk.data import encoded, pairs
 from livetalk.devices import device_of, settle_gpu
@@ -37,7 +37,7 @@ from livetalk.evaluation.ablations import BASELINE, CHECKPOINTS, LONG_FIGURES, r
 from livetalk.evaluation.evaluate import drift_name
 from livetalk.evaluation.report import Report, figures, finite
 from livetalk.families import CausalSampler
-from livetalk.parts import missing_parts, require_parts
+from livetalk.parts import card_of, missing_parts, require_parts
 from livetalk.training.dmd import DmdConfig
 
 log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from livetalk.training import distributed
 from livetalk.training import small_decoder as small_decoder_training
 from livetalk.training.audio import AudioObjective, LabelledSound
 from livetalk.training.autoencoder import AutoencoderObjective, latent_statistics, psnr
-from livetalk.training.compiled import settle_compiler
+from livetalk.training.compiled import compile_whole
 from livetalk.training.disturb import disturbed
 from livetalk.training.small_decoder import SmallDecoderObjective
 from livetalk.training.trainer import TrainConfig, Trainer
@@ -207,9 +207,8 @@ def fit_vae(
     device = train.frames.device
     probe = deepcopy(vae).requires_grad_(False)
     if settings.compile:
-        settle_compiler()
         for half in (vae.encoder, vae.decoder):
-            half.compile(dynamic=False)
+            compile_whole(half)
     trainer = Trainer(AutoencoderObjective(vae, train.frames, run.autoencoder), settings, folder, device)
 
     def leave(step: int) -> dict[str, float]:
@@ -240,8 +239,7 @@ def train_small_decoder(run: NanoRun, train: Pool, held_out: Pool, folder: Path,
     objective = SmallDecoderObjective(decoder.to(device), latents, train.frames, run.small_decoder_training)
     probe = deepcopy(decoder).requires_grad_(False)
     if run.small_decoder_train.compile:
-        settle_compiler()
-        decoder.compile(dynamic=False)
+        compile_whole(decoder)
     trainer = Trainer(objective, run.small_decoder_train, folder, device)
     beside = {f"the VAE's own decoder: {name}": value for name, value in reconstruction(vae, held_out.frames).items()}
 

@@ -38,7 +38,7 @@ from livetalk.geometry import SPACE_STRIDE, Geometry
 from livetalk.models.attention import BlockCausal
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.text import TextEncoder
-from livetalk.parts import CARD, Card, export_part, load_part, missing_parts, require_parts, sized
+from livetalk.parts import Card, card_of, export_part, load_part, missing_parts, require_parts, sized
 from livetalk.rollout import gaussian
 from livetalk.training import distributed, sharding, tracking
 from livetalk.training.buckets import mixed, room_to_compile
@@ -308,11 +308,6 @@ def rows_of(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             log.warning("%s, line %d, is torn (the run was killed there): left out", path, number)
     return found
-
-
-def card_of(part: Path) -> dict:
-    """What the card of a part says, {} where there is none."""
-    return json.loads((part / CARD).read_text(encoding="utf-8")) if (part / CARD).is_file() else {}
 
 
 def made_by(part: Path) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch import nn
 
 from livetalk.models.dit import Parts, WanDiT
 
@@ -24,13 +25,19 @@ FORMS = 64
 shape of clips."""
 
 
-def settle_compiler() -> None:
+def _settle() -> None:
     """To be called, from the thread that trains, before what learns is compiled. Sums over rows and over columns then
     stay kernels of their own. Joined, as PyTorch has joined them since 2.10, gradients of modulations come in another
     shape where there is one sample a step, or are wrong without a word (its issues 178080 and 193061)."""
     import torch._inductor.config
 
     torch._inductor.config.triton.mix_order_reduction = False
+
+
+def compile_whole(module: nn.Module) -> None:
+    """Lets calls of a module that learns run compiled, in place, as one. It is compiled at the first."""
+    _settle()
+    module.compile(dynamic=False)
 
 
 @cache
@@ -46,11 +53,11 @@ def compile_network(dit: WanDiT, way: bool | str, cached: bool = False) -> None:
 
     if not way:
         return
-    settle_compiler()
     if not cached and (way == "blocks" or way is True and len(dit.blocks) <= FEW):
         for block in dit.blocks:
-            block.compile(dynamic=False)
+            compile_whole(block)
         return
+    _settle()
     # At its own limit PyTorch would refuse the rest of the forms.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
     dit.parts = parts()

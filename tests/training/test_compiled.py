@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+from torch._inductor import metrics
 
 from livetalk import config
 from livetalk.models.attention import BlockCausal, FullAttention
@@ -27,8 +29,6 @@ LEVELS = (1000.0, 937.5)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
     """Traces and differentiates as the real one does, but, on a CPU, leaves the kernels out."""
-    from torch._inductor import config as inductor
-
     made, limit = compiled.parts, torch._dynamo.config.recompile_limit
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setattr(compiled, "parts", lambda: made("aot_eager"))
@@ -115,9 +115,6 @@ def test_a_card_gives_the_plain_numbers_too(act, wanted):
 @pytest.mark.parametrize("way", ["parts", "blocks"])
 def test_gradients_of_modulations_that_thousands_of_tokens_share_are_right(way):
     """At a size at which PyTorch would sum over rows and columns in one kernel, if it were let: 24,576 rows of 256."""
-    from torch._inductor import config as inductor
-    from torch._inductor import metrics
-
     wide, size = replace(TINY, layers=3, dim=256, ffn_dim=512), {"device": "cuda", "rows": 64, "columns": 64}
     plain = learn(tiny(wide), full, "bf16", **size)
     metrics.reset()
@@ -130,8 +127,6 @@ def test_gradients_of_modulations_that_thousands_of_tokens_share_are_right(way):
 
 @pytest.mark.parametrize("way", ["parts", "blocks", True])
 def test_sums_over_rows_and_columns_stay_apart_where_networks_learn_compiled(way):
-    from torch._inductor import config as inductor
-
     with inductor.patch({"triton.mix_order_reduction": True}):
         compile_network(tiny(), False)
         assert inductor.triton.mix_order_reduction

@@ -47,11 +47,14 @@ def test_windows_show_the_frames_of_their_latents(begins, whole):
             assert (latents[:, 0, 0, 0] % 10 >= 4).any() or latents.min() >= 4  # never a clip's first latent
 
 
+def test_noise_levels_are_no_matter_of_a_decoder():
+    with pytest.raises(ValueError, match="lids_at=.*no noise levels"):
+        replace(WINDOWS, places=Places(lids_at=(0.4, 0.8)))
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_places_count_as_they_are_in_the_whole_picture(whole):
     """Rows 8 to 15 of the picture count three times as much, wherever the squares lie."""
-    with pytest.raises(ValueError, match="lids_at=.*no noise levels"):
-        replace(WINDOWS, places=Places(lids_at=(0.4, 0.8)))
     told = objective(replace(WINDOWS, places=Places(lids=(0.25, 0.0, 0.5, 1.0), lids_more=2.0)))
     told.clips = torch.arange(32, dtype=torch.uint8)[:, None, None].expand(3, 25, 32, 32, 3)  # pixels are their rows
     _, video, weight = told.sample(False, whole, 8, torch.Generator().manual_seed(0))

@@ -35,8 +35,8 @@ NARROW = 8
 
 @dataclass
 class Sum:
-    """An activation as its parts: x [T, H, W, C], bias [C], other [T, H, W, C]. Of the largest there are 0.6 GB each,
-    so that whoever adds them up lets go of them."""
+    """An activation as its parts: x [T, H, W, C], bias [C], other [T, H, W, C]. The largest take 0.6 GB each, so
+    whoever adds them up lets go of them, but where pictures are smallest."""
 
     x: Tensor | None
     bias: Tensor | None = None
@@ -240,7 +240,7 @@ class FusedDecoder:
             if isinstance(layer, ResidualBlock):
                 x = self._residual(layer, x, waiting)
             elif isinstance(layer, FrameAttention):
-                x = Sum(self._attention(layer, x.made()))  # small pictures
+                x = Sum(self._attention(layer, x.made()))
             else:
                 x = self._up(layer, x, waiting, first)
         seen = self._normed(self.net.head["0"].gamma, x, None, next(waiting))

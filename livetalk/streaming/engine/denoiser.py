@@ -8,6 +8,7 @@ timestep alone is computed once for all blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -60,9 +61,11 @@ class Denoiser:
         self._head = linear_of(dit.head.head)
         parts = ("before", "between", "after", "embedded", "flow_of")
         functions = {name: vars(layers)[name] for name in parts}
+        self.turn = turn_by_layer
         if self.compiled:
-            functions = {name: torch.compile(act, fullgraph=True, dynamic=False) for name, act in functions.items()}
-        self.turn = torch.compile(turn, fullgraph=True, dynamic=False) if self.compiled else turn_by_layer
+            compiled = partial(torch.compile, fullgraph=True, dynamic=False)
+            functions = {name: compiled(act) for name, act in functions.items()}
+            self.turn = compiled(turn)
         self._parts = SimpleNamespace(**functions)
 
     def _linears(self, wanted: str, rows: int) -> str:
@@ -145,8 +148,8 @@ class DenoisedStream:
         dit, new = shared.dit.config, {"dtype": shared.dtype, "device": shared.device}
         sizes = {"layers": dit.layers, "heads": dit.heads, "head_dim": dit.head_dim}
         grid = {"rows": shared.rows, "columns": shared.columns}
-        kinds = {**new, "key_dtype": shared.key_dtype}
-        self.window = WindowCache(shared.cache, **sizes, **grid, **kinds, host=shared.host, turn=shared.turn)
+        own = {"key_dtype": shared.key_dtype, "host": shared.host, "turn": shared.turn}
+        self.window = WindowCache(shared.cache, **sizes, **grid, **new, **own)
         self.text = TextMemory(shared.dit, **new)
         self._text: Tensor | None = None
         self._denoisers: dict[tuple[int, bool], Captured] = {}
