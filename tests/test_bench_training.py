@@ -1,12 +1,13 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from livetalk import config
 from livetalk.commands import bench_training
-from livetalk.commands.bench_training import Case, Phases, table
+from livetalk.commands.bench_training import Case, Phases, table, warm_up
 from livetalk.evaluation.benchmark import Limits
 from livetalk.training import distributed
 from livetalk.training.bench import BenchTrainingRun
@@ -39,6 +40,18 @@ def test_every_case_is_timed_by_phase(shard, limits, tmp_path, capsys):
         assert {phase for phase, share in shares.items() if share} == used | {"backward", "optimiser", "other"}
         assert case["seconds a step"] > 0 and case["model FLOP utilisation, %"] > 0
     assert cases["dmd-14b"]["TFLOP a step and process"] > cases["dmd-1.3b"]["TFLOP a step and process"]
+
+
+def test_nothing_that_is_compiled_at_its_first_use_is_timed():
+    """Four steps to warm up were four of the critic alone, so the student's first, which compiles, was timed."""
+    made, learning = [], {"student": 4, "critic": 0}
+    trainer = SimpleNamespace(players={"student": None, "critic": None})
+    trainer.turns_now = lambda: [name for name, first in learning.items() if len(made) >= first]
+    trainer.update = lambda: made.append(len(made))
+    warm_up(trainer, 2)
+    assert len(made) == 5
+    warm_up(trainer, 3)
+    assert len(made) == 8
 
 
 def test_phases_count_the_outermost_alone():

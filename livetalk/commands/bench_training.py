@@ -114,6 +114,7 @@ class Case:
         whole = sum(self.phases.values())
         return {
             "seconds a step": self.step,
+            "seconds a step, with waits between phases": whole,
             "samples a second, all processes": self.samples / self.step,
             **{f"{name}, % of a step": 100 * value / whole for name, value in self.phases.items()},
             "peak memory of a process, GiB": self.memory / 2**30,
@@ -157,8 +158,7 @@ def bench_training(run: BenchTrainingRun, dry_run: bool = False) -> None:
 def measure(run: BenchTrainingRun, name: str, device: torch.device) -> Case:
     """Builds a case with random weights and times its steps."""
     trainer, phases = trainer_of(run, name, device)
-    for _ in range(run.warmup):
-        trainer.update()
+    warm_up(trainer, run.warmup)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = trainer.step
@@ -172,6 +172,15 @@ def measure(run: BenchTrainingRun, name: str, device: torch.device) -> Case:
     samples = trainer.config.batch
     own = samples / distributed.ranks()
     return Case(step, shares, own * work, peak(device), samples)
+
+
+def warm_up(trainer: Trainer, steps: int) -> None:
+    """At least so many steps, and until everyone who learns has learnt, since what is compiled is so at its first."""
+    waiting = set(trainer.players)
+    while steps > 0 or waiting:
+        waiting -= set(trainer.turns_now())
+        trainer.update()
+        steps -= 1
 
 
 def seconds_of(trainer: Trainer, steps: int, device: torch.device) -> float:
@@ -270,7 +279,7 @@ def arithmetic(run: BenchTrainingRun, name: str, step: int) -> int:
     if not CASES[name]:
         return flops.ode_flops(sizes[SIZE], run.geometry)
     config = run.dmd
-    learns = step >= config.critic_first and (step + 1) % config.every == 0
+    learns = config.learns(step)
     alike = config.text_scale == config.audio_scale
     guided = 3 if not alike else 1 if config.text_scale == 1 else 2
     three = (sizes[SIZE], sizes[SIZE], sizes[CASES[name]])

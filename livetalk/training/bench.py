@@ -29,8 +29,9 @@ class BenchTrainingRun:
     """`scripts/bench_training.sh`: seconds a training step, and where they go, with random weights.
 
     preset: 1.3b, the published sizes, or debug, the same in tiny. cases: some of CASES. samples: of a step, for every
-    process (train.batch does not count). steps: timed, after `warmup` others; exit steps take turns, so that with
-    dmd.every=5 and four timesteps 20 steps show each case as often as the others. teacher_precision: as in DmdRun.
+    process (train.batch does not count). steps: timed, after at least `warmup` others, in which everyone has learnt;
+    exit steps take turns, so that with dmd.every=5 and four timesteps 20 steps show each case as often as the others.
+    teacher_precision: as in DmdRun.
     """
 
     run: str = "bench_training"

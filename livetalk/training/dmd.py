@@ -55,6 +55,10 @@ class DmdConfig:
         at_least(1, self, "every", "prefix")
         at_least(0, self, "critic_first", "latents", "text_scale", "audio_scale")
 
+    def learns(self, step: int) -> bool:
+        """Whether the student learns at a step, beside the critic."""
+        return step >= self.critic_first and (step + 1) % self.every == 0
+
 
 @dataclass(frozen=True)
 class Iteration:
@@ -169,8 +173,7 @@ class DmdObjective:
 
     def turns(self, step: int) -> tuple[str, ...]:
         """Who learns at a step, in order."""
-        generates = step >= self.config.critic_first and (step + 1) % self.config.every == 0
-        return (STUDENT, CRITIC) if generates else (CRITIC,)
+        return (STUDENT, CRITIC) if self.config.learns(step) else (CRITIC,)
 
     def shared(self, step: int) -> Iteration:
         return draw_iteration(self.seed, step, len(self.timesteps), self.starts)

@@ -379,13 +379,13 @@ class Trainer:
             log.info("%.1f ms/step: %d steps fit into %.0f s", 1e3 * pace, steps, self.config.seconds)
         return now, self.step
 
-    def _turns(self) -> Sequence[str]:
+    def turns_now(self) -> Sequence[str]:
         """The players that learn at this step."""
         return ("",) if "" in self.players else self.objective.turns(self.step)
 
     def update(self) -> dict[str, Tensor]:
         """One step of all whose turn it is; scalars worth logging."""
-        learning = [self.players[name] for name in self._turns()]
+        learning = [self.players[name] for name in self.turns_now()]
         for player in learning:
             player.set_rate(player.config.rate_at(self.step, self.config.steps))
         seed = self.config.seed * 1_000_003 + self.step
@@ -413,7 +413,7 @@ class Trainer:
         if "" in self.players:
             return self._descend(self.players[""], self.objective.loss, generators)
         metrics = {}
-        for name in self._turns():
+        for name in self.turns_now():
             found = self._descend(self.players[name], partial(self.objective.loss, player=name), generators)
             metrics |= {f"{name} {key}": value for key, value in found.items()}
         return metrics
