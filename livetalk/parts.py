@@ -220,7 +220,8 @@ def card_of(part: Path) -> dict[str, Any]:
 
 def lean_part(family: str | Path, name: str, towards: str, share: float, figures: dict[str, float]) -> Path:
     """Exports a part once more, its weights moved by `share` towards those of the part it was trained from: a middle
-    that is often better than either end (Wortsman et al., arXiv:2109.01903). Moved twice, it goes on from there.
+    that is often better than either end (Wortsman et al., arXiv:2109.01903). Moved twice, it goes on from there; its
+    card says what of the weights is whose in the end.
 
     figures: what was measured of it, for its card. Raises ValueError for a share that is none, another
     network, or a part without a card.
@@ -234,5 +235,8 @@ def lean_part(family: str | Path, name: str, towards: str, share: float, figures
     weights = {key: torch.lerp(value.float(), ends[1][key].float(), share) for key, value in ends[0].items()}
     if not (card := card_of(Path(family) / name)):
         raise ValueError(f"{name} of {family} has no {CARD}, which leaning adds to: give a part that was trained here")
-    settings = card["settings"] | {"leans": {**card["settings"].get("leans", {}), towards: share}}
+    before = card["settings"].get("leans", {})
+    leans = {name: (1 - share) * held for name, held in before.items()}
+    leans[towards] = leans.get(towards, 0.0) + share
+    settings = card["settings"] | {"leans": leans}
     return export_part(family, name, part.config, weights, Card(card["data_seed"], card["steps"], figures, settings))

@@ -149,6 +149,11 @@ def test_a_part_leans_towards_what_it_was_trained_from(tmp_path, tiny_family):
         "figures": {"A/V correlation": 0.5},
         "settings": {"run": "train_dmd", "leans": {"teacher": 0.25}},
     }
+    shutil.copytree(family / "student", family / "student_ode")
+    parts.lean_part(family, "student", "student_ode", 0.5, {})
+    parts.lean_part(family, "student", "teacher", 0.2, {})
+    leans = json.loads((family / "student" / "card.json").read_text())["settings"]["leans"]
+    assert leans == pytest.approx({"teacher": 0.8 * 0.5 * 0.25 + 0.2, "student_ode": 0.8 * 0.5}), "of the end's weights"
 
 
 def test_leaning_by_no_share_or_towards_another_network_is_refused(tmp_path, tiny_family):
