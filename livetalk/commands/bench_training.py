@@ -47,7 +47,7 @@ preset=1.3b|debug     the published sizes, or the same in tiny
 cases=[ode,dmd-14b]   what to time: ode, dmd-1.3b, dmd-14b (the teacher's size)
 train.shard=true      spread over the processes of torchrun: torchrun --nproc-per-node 2 scripts/bench_training.py ...
 samples=N             of a step and process
-steps=N warmup=N      timed, and before that
+steps=N warmup=N      timed, and at least so many before, until everyone has learnt
 train.compile=true|parts|blocks train.attention=auto|cudnn|flash|default
 train.recompute=false train.offload=true train.regather=false train.sequence=2
 """

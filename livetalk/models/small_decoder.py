@@ -93,8 +93,8 @@ class LatentDecoder(nn.Module):
         """Latents of a whole clip -> its video, not clamped."""
         return self.video(latents, Past())
 
-    def decoder_state(self) -> DecoderState:
-        """A state before the first latent."""
+    def decoder_state(self, first: Tensor | None = None) -> DecoderState:
+        """A state before the first latent [B, z, 1, h, w], which may be known already."""
         return DecoderState()
 
     def decode_step(self, latents: Tensor, state: DecoderState) -> Tensor:
@@ -145,39 +145,65 @@ class SmallDecoder(LatentDecoder):
         return rearrange(x, "(b t) c h w -> b c t h w", b=clips)
 
 
+class ColouredState(DecoderState):
+    """missing: what `_missing` said of the stream's first latent, None: to be found out with the first frames."""
+
+    def __init__(self, missing: Tensor | None) -> None:
+        super().__init__()
+        self.missing = missing
+
+    def reset(self) -> None:
+        super().reset()
+        self.missing = None  # the next picture may be another
+
+
 class TrueColours(LatentDecoder):
     """A small decoder with the colours of a large one.
 
     A decoder that sees a few latents at a time gets the tints of a still background wrong, always by the same once it
     no longer sees the start of the stream, and by something else before. Which by what, a still picture tells: the
     first latent, which is one frame, decoded by `vae`, and that frame for as long as the start is seen, encoded and
-    decoded small. What the frame has more of in each square of a latent is added to the frames of the stream.
+    decoded small. What the frame has more of in each square of a latent is added to the frames of the stream. That
+    takes longer than the frames of a block, so it is done beforehand where the first latent is known, as that of a
+    reference picture is.
     """
 
     def __init__(self, small: SmallDecoder, vae: WanVAE) -> None:
         super().__init__()
         self.small, self.vae = small, vae
 
-    def video(self, latents: Tensor, past: Past) -> Tensor:
+    def decoder_state(self, first: Tensor | None = None) -> ColouredState:
+        return ColouredState(None if first is None else self._missing(first))
+
+    def decode_step(self, latents: Tensor, state: ColouredState) -> Tensor:
+        past = state.begin()
+        video = self.video(latents, past, state.missing)
+        state.commit(past)
+        return video
+
+    def video(self, latents: Tensor, past: Past, missing: Tensor | None = None) -> Tensor:
+        """missing: what `_missing` said of the stream's first latent, None: not asked yet."""
         video = self.small.video(latents, past)
         frames = video.shape[2]
+        first = latents[:, :, :1]
 
-        def rest(missing: Tensor) -> Tensor:
-            return missing[:, :, min(frames, missing.shape[2] - 1) :].clone()
+        def rest(added: Tensor) -> Tensor:
+            return added[:, :, min(frames, added.shape[2] - 1) :].clone()
 
-        missing = past.keep(lambda: self._missing(latents[:, :, :1]), rest)[:, :, :frames]
-        last = missing[:, :, -1:].expand(-1, -1, frames - missing.shape[2], -1, -1)
-        return video + torch.cat([missing, last], dim=2)
+        added = past.keep(lambda: self._missing(first) if missing is None else missing, rest)[:, :, :frames]
+        smooth = rearrange(added, "b c t h w -> (b t) c h w")
+        smooth = F.interpolate(smooth, size=video.shape[-2:], mode="bilinear", align_corners=False)
+        smooth = rearrange(smooth, "(b t) c h w -> b c t h w", b=len(video))
+        last = smooth[:, :, -1:].expand(-1, -1, frames - smooth.shape[2], -1, -1)
+        return video + torch.cat([smooth, last], dim=2)
 
     def _missing(self, latent: Tensor) -> Tensor:
-        """[B, 3, T, H, W], smooth, for the first T frames of a stream; the last of them for all later ones."""
+        """[B, 3, T, h, w], square by square, of the first T frames of a stream; the last one is for all later."""
         frame = self.vae.decode(latent)
         still = frame.clamp(-1, 1).expand(-1, -1, frames_of_latents(self.small.reach + 1), -1, -1)
         difference = frame - self.small.decode(self.vae.encode(still).to(latent))
-        shape = difference.shape
         squares = F.avg_pool2d(rearrange(difference, "b c t h w -> (b t) c h w"), SPACE_STRIDE)
-        smooth = F.interpolate(squares, size=shape[-2:], mode="bilinear", align_corners=False)
-        return rearrange(smooth, "(b t) c h w -> b c t h w", b=shape[0])
+        return rearrange(squares, "(b t) c h w -> b c t h w", b=len(latent))
 
 
 def with_previous(x: Tensor, past: Past) -> Tensor:

@@ -244,8 +244,8 @@ class WanVAE(nn.Module):
         """A state before the first frame."""
         return EncoderState()
 
-    def decoder_state(self) -> DecoderState:
-        """A state before the first latent."""
+    def decoder_state(self, first: Tensor | None = None) -> DecoderState:
+        """A state before the first latent, which some decoders make more of where it is known (small_decoder.py)."""
         return DecoderState()
 
     def encode_step(self, frames: Tensor, state: EncoderState) -> Tensor:

@@ -35,9 +35,9 @@ Picture = str | Path | Image.Image
 class Performer:
     """A causal student with its encoders and a decoder; makes sessions, each with a state of its own.
 
-    vae: WanVAE, which encodes the picture. decoder: what has decoder_state() and decode_step(latents, state), the VAE
-    by default. audio: AudioEncoder. text: TextEncoder. timesteps: what the student is told, largest first. positions:
-    of the cache; only "relative" ones stay in the trained range for ever.
+    vae: WanVAE, which encodes the picture. decoder: what has decoder_state(latent) and decode_step(latents, state), the
+    VAE by default. audio: AudioEncoder. text: TextEncoder. timesteps: what the student is told, largest first.
+    positions: of the cache; only "relative" ones stay in the trained range for ever.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ Blocks are denoised in order and decoded in order; the two may go on beside each
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from livetalk.conditions import Conditions
 from livetalk.media import to_pixels
+from livetalk.models.vae import DecoderState
 
 if TYPE_CHECKING:
     from livetalk.streaming.performer import Performer
@@ -30,8 +31,11 @@ class Seat(Protocol):
     lanes: tuple[torch.cuda.Stream | None, torch.cuda.Stream | None]
     joint: bool
 
-    def reset(self) -> None:
-        """Before the first block."""
+    def opening(self, reference: Tensor) -> Any:
+        """What `reset` takes, of the latent [1, 16, 1, h, w] of a picture; the stream before may still go on."""
+
+    def reset(self, opening: Any) -> None:
+        """Before the first block of a picture."""
 
     def features(self, sound: Tensor, frames: range) -> Tensor:
         """What frames hear, [1, n, C], from sound [1, S] of exactly their span."""
@@ -67,6 +71,17 @@ def lanes(device: torch.device) -> tuple[torch.cuda.Stream | None, torch.cuda.St
     return torch.cuda.Stream(device), torch.cuda.Stream(device, priority=-1)
 
 
+@contextmanager
+def following(lane: torch.cuda.Stream | None, device: torch.device) -> Iterator[None]:
+    """Queues in a lane what comes after what the calling thread has queued so far; on a CPU it just runs."""
+    if lane is None:
+        yield
+        return
+    lane.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(lane):
+        yield
+
+
 def fetching(frames: Tensor) -> Fetch:
     """Begins to copy them into pinned memory, which PyTorch hands out again once nobody holds it. What it returns waits
     for this copy alone."""
@@ -95,9 +110,13 @@ class PlainSeat:
             self._cache = performer.new_cache()
         self._decoder = performer.decoder.decoder_state()
 
-    def reset(self) -> None:
+    def opening(self, reference: Tensor) -> DecoderState:
+        with following(self.lanes[1], self.performer.device):
+            return self.performer.decoder.decoder_state(reference)
+
+    def reset(self, opening: DecoderState) -> None:
         self._cache.reset()
-        self._decoder.reset()
+        self._decoder = opening
 
     def features(self, sound: Tensor, frames: range) -> Tensor:
         return self.performer.hearing.features(sound, frames)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -94,7 +95,8 @@ class Session:
         self._unshown: list[Block] = []
         self._resampler = Resampler()
         text = performer.encode_prompt(prompt)
-        self._take = Take(performer, performer.encode_picture(image), self.seed)
+        self._take, reference = Take(performer), performer.encode_picture(image)
+        self._take.restart(reference, self.seed, self._opening(reference))
         self._take.prompt(text)
         self._begin(0, text)
 
@@ -470,11 +472,16 @@ class Session:
         reference = self.performer.encode_picture(image)
         text = None if prompt is None else self.performer.encode_prompt(prompt)
         seed = self.seed if seed is None else _whole(seed)
+        opening = self._opening(reference)
         with self._stopped(played_until, meanwhile) as dropped, self._state:
             self.seed = seed
-            self._take.restart(reference, seed)
+            self._take.restart(reference, seed, opening)
             self._begin(self._base + self._ready, self._prompts[-1][1] if text is None else text)
             return dropped
+
+    def _opening(self, reference: Tensor) -> Any:
+        """What is made of a picture before its first frames, while those of the one before may still be made."""
+        return self._take.opening(reference)
 
 
 def _whole(seed: int) -> int:

@@ -66,7 +66,8 @@ class Rendering:
 class Take:
     """One thread may denoise while another decodes; rewind and restart need both to rest."""
 
-    def __init__(self, performer: Performer, reference: Tensor, seed: int) -> None:
+    def __init__(self, performer: Performer) -> None:
+        """A place, in which `restart` begins."""
         self.performer = performer
         with torch.inference_mode():
             self._seat = performer.seat(self)
@@ -74,17 +75,23 @@ class Take:
         self._joint = self._seat.joint
         self._generator = torch.Generator("cpu")
         self._sending = Sending(performer.device, performer.dtype)
-        self.restart(reference, seed)
 
-    def restart(self, reference: Tensor, seed: int) -> None:
-        """Begins anew, with a reference latent [1, 16, 1, h, w]; the blocks so far are forgotten."""
+    @torch.inference_mode()
+    def opening(self, reference: Tensor) -> Any:
+        """What `restart` takes, of a reference latent [1, 16, 1, h, w]: work that the picture alone decides. The blocks
+        so far may go on meanwhile."""
+        return self._seat.opening(reference)
+
+    def restart(self, reference: Tensor, seed: int, opening: Any) -> None:
+        """Begins anew, with a reference latent and what was made of it; the blocks so far are forgotten."""
         self.follow()
-        if self._denoising is not None:
-            # What is still queued reads the picture that is let go of here.
-            self._denoising.synchronize()
-        self._reference = reference
+        for lane in self._seat.lanes:
+            if lane is not None:
+                # What is still queued reads the picture that is let go of here.
+                lane.synchronize()
         with torch.inference_mode():
-            self._seat.reset()
+            self._seat.reset(opening)
+        self._reference = reference
         self._generator.manual_seed(seed)
         self._draw_ahead()
         self.blocks = 0

@@ -107,6 +107,17 @@ def test_colours_are_kept_over_pieces_and_snapshots(decoder):
     assert torch.allclose(torch.cat(parts, dim=2), made.decode(z), atol=1e-12)
 
 
+def test_colours_of_a_known_first_latent_are_found_before_the_stream(decoder, monkeypatch):
+    z, made = latents(6), coloured(decoder)
+    state = made.decoder_state(z[:, :, :1])
+    monkeypatch.setattr(made, "_missing", lambda latent: pytest.fail("asked with the first frames"))
+    parts = [made.decode_step(part, state) for part in z.split(2, dim=2)]
+    state.restore(None)
+    again = made.decode_step(z[:, :, :2], state)
+    monkeypatch.undo()
+    assert torch.allclose(torch.cat(parts, dim=2), made.decode(z), atol=1e-12) and torch.equal(again, parts[0])
+
+
 def test_it_is_small():
     with torch.device("meta"):
         made = SmallDecoder(SmallDecoderConfig())

@@ -77,7 +77,7 @@ class Counting:
         def restore(self, frames):
             self.frames = frames
 
-    def decoder_state(self):
+    def decoder_state(self, first=None):
         return self.State()
 
     def decode_step(self, latents, state):

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
+from typing import Any
+
+from torch import Tensor
 
 from livetalk.streaming.performer import Performer, Picture
 from livetalk.streaming.session import Block, Hold, Session, Show
@@ -65,12 +68,16 @@ class SharedSession(Session):
         show: Show,
         turns: Turns,
     ) -> None:
-        super().__init__(performer, image, prompt, seed, clock, hold, show)
         self._turns = turns
+        super().__init__(performer, image, prompt, seed, clock, hold, show)
 
     def denoise_next(self, fill: bool = False) -> Rendering | None:
         with self._turns.denoising:
             return super().denoise_next(fill)
+
+    def _opening(self, reference: Tensor) -> Any:
+        with self._turns.decoding:
+            return super()._opening(reference)
 
     def decode_next(self, rendering: Rendering) -> Block | None:
         with self._turns.decoding:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from livetalk.conditions import Conditions
 from livetalk.media import pixels_of
-from livetalk.models.vae import WanVAE
+from livetalk.models.vae import DecoderState, WanVAE
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.decoder import DecodedStream, FusedDecoder
 from livetalk.streaming.engine.denoiser import DenoisedStream, Denoiser
 from livetalk.streaming.engine.hearing import HeardStream
-from livetalk.streaming.seat import Fetch, fetching, lanes
+from livetalk.streaming.seat import Fetch, fetching, following, lanes
 
 if TYPE_CHECKING:
     from livetalk.streaming.performer import Performer
@@ -134,14 +134,21 @@ class FastSeat:
                 one = engine.denoiser
                 self._decoded = DecodedStream(engine.decoder, *engine._latents, one.graphs, one.cache.journal, one.host)
 
-    def reset(self) -> None:
-        self._denoised.reset()
-        self._state.reset()
+    def opening(self, reference: Tensor) -> DecoderState | None:
         if self._decoded is not None:
-            # The lane's own work: what was queued there before still reads what is cleared here.
-            decoding = self.lanes[1]
-            with nullcontext() if decoding is None else torch.cuda.stream(decoding):
-                self._decoded.reset()
+            return None
+        with following(self.lanes[1], reference.device):
+            return self._plain.decoder_state(reference)
+
+    def reset(self, opening: DecoderState | None) -> None:
+        self._denoised.reset()
+        if self._decoded is None:
+            self._state = opening
+            return
+        # The lane's own work: what was queued there before still reads what is cleared here.
+        decoding = self.lanes[1]
+        with nullcontext() if decoding is None else torch.cuda.stream(decoding):
+            self._decoded.reset()
 
     def denoise(self, conditions: Conditions, noise: Tensor) -> Tensor:
         return self._denoised.denoise(conditions, noise)

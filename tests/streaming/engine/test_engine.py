@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from livetalk.geometry import Geometry
+from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, TrueColours, initialise
 from livetalk.pipeline import EXAMPLE_IMAGE
 from livetalk.streaming.engine.config import EngineConfig
 from livetalk.streaming.engine.engine import FastSeat
@@ -97,6 +100,33 @@ def test_a_stream_is_that_of_the_plain_path(tiny_parts, overlap):
     assert [block.shape for block in plain] == [block.shape for block in fast]
     plain, fast = (np.concatenate(blocks).astype(int) for blocks in (plain, fast))
     assert np.abs(plain - fast).max() <= 1 and (plain != fast).mean() < 1e-2 and plain.std() > 1
+
+
+@pytest.mark.parametrize("engine", [EngineConfig(path="plain"), EngineConfig(path="fast", decoder="plain")])
+def test_the_colours_of_a_picture_come_and_go_with_it(tiny_parts, engine, monkeypatch):
+    """They are found out while nobody waits: neither with the first frames nor inside the session's lock."""
+    small = SmallDecoder(SmallDecoderConfig(dim=8, mixes=2, widths=(8, 6, 4))).eval().requires_grad_(False)
+    initialise(small, torch.Generator().manual_seed(0))
+    colours, asked = TrueColours(small, tiny_parts["vae"]), []
+    own = (tiny_parts[name] for name in ("generator", "vae", "audio", "text"))
+    made = Performer(*own, SIZES, (1000.0, 500.0), "relative", StreamConfig(engine=engine), colours)
+    other = Image.new("RGB", (16, 32), (200, 30, 90))
+    session = made.session(EXAMPLE_IMAGE, "nods", 3)
+
+    def missing(latent: torch.Tensor, find=colours._missing) -> torch.Tensor:
+        asked.append(session._state.locked())
+        return find(latent)
+
+    monkeypatch.setattr(colours, "_missing", missing)
+    before = [session.next_block(fill=True).frames for _ in range(2)]
+    assert asked == []
+    session.restart(other, seed=4)
+    fresh = made.session(other, "nods", 4)
+    assert asked == [False, False]
+    frames = [[one.next_block(fill=True).frames for _ in range(3)] for one in (session, fresh)]
+    assert all(map(np.array_equal, *frames)) and not np.array_equal(frames[0][0], before[0])
+    fresh.interrupt(0.0)
+    assert np.array_equal(fresh.next_block(fill=True).frames, frames[1][0]) and len(asked) == 2
 
 
 def test_the_first_frames_come_before_the_rest_of_their_block(tiny_parts):
