@@ -46,10 +46,10 @@ KEYS = """
 preset=1.3b|debug     the published sizes, or the same in tiny
 cases=[ode,dmd-14b]   what to time: ode, dmd-1.3b, dmd-14b (the teacher's size)
 train.shard=true      spread over the processes of torchrun: torchrun --nproc-per-node 2 scripts/bench_training.py ...
-samples=N             of a step and process
+samples=N             of a step and process; train.accumulate=N takes N times as many, in so many parts
 steps=N warmup=N      timed, and at least so many before, until everyone has learnt
 train.compile=true|parts|blocks train.attention=auto|cudnn|flash|default
-train.recompute=false train.offload=true train.regather=false train.sequence=2
+train.recompute=false train.offload=true train.regather=false train.no_sync=true train.sequence=2
 """
 
 
@@ -219,7 +219,7 @@ def free(device: torch.device) -> None:
 def trainer_of(run: BenchTrainingRun, name: str, device: torch.device) -> tuple[Trainer, Phases]:
     """A trainer of random weights on random pairs, and what times its phases."""
     sizes, groups = PRESETS[run.preset], max(1, distributed.ranks() // run.train.sequence)
-    train = replace(run.train, batch=run.samples * groups, at_once=0, accumulate=1, warmup=0)
+    train = replace(run.train, batch=run.samples * run.train.accumulate * groups, at_once=0, warmup=0)
     group = sharding.sequence_group(train.sequence)
     pairs, text = random_pairs(run, device)
     student = network(run, sizes[SIZE], device, learns=True, cached=bool(CASES[name]))

@@ -19,7 +19,7 @@ INDIFFERENT = {
     *("tracking", "project", "pairs_config", "ode_config"),
     *(f"train.{name}" for name in ("until", "seconds", "log_every", "save_every", "keep")),
     *(f"train.{name}" for name in ("compile", "graph", "attention", "recompute", "accumulate")),
-    *(f"train.{name}" for name in ("shard", "at_once", "offload", "regather", "sequence")),
+    *(f"train.{name}" for name in ("shard", "at_once", "offload", "regather", "no_sync", "sequence")),
 }
 """What a run looks at, how it is spread and how long a slice is: none of it is part of what is learnt."""
 GROUPS = ("health.",)

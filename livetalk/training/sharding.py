@@ -38,22 +38,25 @@ class Sharding:
     at_once: samples of a batch that a process takes at a time, so that the batch stays what it is for any number of
     processes (0: as many as `accumulate` leaves). offload: weights, gradients, optimiser state and averages lie in the
     host's memory. regather: gather a layer of what learns for every pass; false keeps it from the first pass to the
-    backward one, for 2 bytes a parameter in bf16. sequence: so many processes share the tokens of a sample where a
-    whole clip is scored.
+    backward one, for 2 bytes a parameter in bf16. no_sync: keep it through all parts of a batch and exchange gradients
+    after the last one alone, for 6 bytes a parameter in bf16, 8 in fp32. sequence: so many processes share the tokens
+    of a sample where a whole clip is scored.
     """
 
     shard: bool = False
     at_once: int = 0
     offload: bool = False
     regather: bool = True
+    no_sync: bool = False
     sequence: int = 1
 
     def __post_init__(self) -> None:
         if self.at_once < 0 or self.sequence < 1:
             raise ValueError(f"at_once {self.at_once} is at least 0 and sequence {self.sequence} at least 1")
-        if not self.shard and (self.offload or self.sequence > 1):
+        if not self.shard and (self.offload or self.no_sync or self.sequence > 1):
             raise ValueError(
-                f"offload={self.offload}, sequence={self.sequence} need sharded networks: say shard=true, too"
+                f"offload={self.offload}, no_sync={self.no_sync}, sequence={self.sequence} need sharded networks: say "
+                "shard=true, too"
             )
 
 
@@ -76,7 +79,7 @@ def shard(module: nn.Module, config: Sharding, device: torch.device, precision: 
     learns = any(p.requires_grad for p in module.parameters())
     how = {
         "mesh": mesh_of(device),
-        "reshard_after_forward": config.regather or not learns,
+        "reshard_after_forward": (config.regather and not config.no_sync) or not learns,
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.offload else OffloadPolicy(),
     }
     layers = MixedPrecisionPolicy(**bf16, cast_forward_inputs=False)
@@ -101,6 +104,14 @@ def shard(module: nn.Module, config: Sharding, device: torch.device, precision: 
         if isinstance(module, kind):
             register_fsdp_forward_method(module, beside)
     return module
+
+
+def exchange(modules: nn.ModuleDict, now: bool) -> None:
+    """Whether the next backward pass of sharded modules exchanges gradients, and lets the layers go; if not, both stay
+    whole in every process, and the next one adds to them (FSDPModule.set_requires_gradient_sync)."""
+    for module in modules.values():
+        module.set_requires_gradient_sync(now)
+        module.set_reshard_after_backward(now)
 
 
 def local(value: Tensor) -> Tensor:

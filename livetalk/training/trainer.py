@@ -425,6 +425,8 @@ class Trainer:
         for part in range(self.parts):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 loss, metrics = loss_of(self.step, self.share, generators[part % len(generators)])
+            if self.config.no_sync:
+                sharding.exchange(player.modules, now=part == self.parts - 1)
             self._backward(loss / self.parts)
             found.append({"loss": loss.detach(), **metrics})
         norm = player.descend()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import WanDiT
@@ -26,6 +28,7 @@ CONFIG = TrainConfig(
     steps=3, batch=4, lr=1e-3, warmup=1, ema=0.5, precision="fp32", log_every=1, save_every=2, shard=True, at_once=2
 )
 TWO = replace(CONFIG, steps=2)
+PARTS = replace(CONFIG, at_once=1, save_every=9)
 CRITIC = Learning(lr=1e-3, warmup=0)
 
 
@@ -123,10 +126,28 @@ def work(rank, port, folder):
     folder, found = Path(folder), {}
     for kind in ("ode", "buckets"):
         found[kind] = run(kind, folder / kind, replace(CONFIG, save_every=9), Recorded)
+    for kind, no_sync in (("ode", False), ("ode", True), ("dmd", True)):
+        name = f"{kind}, no_sync={no_sync}"
+        with Exchanges() as seen:
+            found[name] = run(kind, folder / name, replace(PARTS, no_sync=no_sync), Recorded)
+        found[f"exchanges of {name}"] = seen.counts
     found["rows"] = [both_ways(attend) for attend in (FullAttention(), BlockCausal(3))]
     found |= stopped(folder / "dmd", folder / "stopped", rank)
     distributed.leave()
     torch.save(found, folder / f"{rank}.pt")
+
+
+class Exchanges(TorchDispatchMode):
+    """Counts how often layers are gathered and gradients are exchanged."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, called, types, given=(), settings=None):
+        if called.namespace == "c10d":
+            self.counts[called._opname] += 1
+        return called(*given, **(settings or {}))
 
 
 def stopped(folder, aside, rank):
@@ -168,6 +189,23 @@ def test_two_processes_train_as_one(kind, pair, tmp_path, alone):
     assert len(first["gradients"]) == len(one["gradients"]) == {"ode": 3, "dmd": 4, "buckets": 3}[kind]
     for found, wanted in zip(first["gradients"], one["gradients"], strict=True):
         close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["ode", "dmd"])
+def test_parts_of_a_batch_that_exchange_once_learn_as_one_process_does(kind, pair, tmp_path, alone):
+    one = run(kind, tmp_path, PARTS, Recorded)
+    for two in together(pair[1], f"{kind}, no_sync=True"):
+        assert two["scalars"] == pytest.approx(one["scalars"], rel=1e-4)
+        for found, wanted in zip(two["gradients"], one["gradients"], strict=True):
+            close(found, wanted)
+
+
+def test_they_gather_every_layer_and_reduce_its_gradients_once_a_step(pair):
+    for found in pair[1]:
+        each, once = (found[f"exchanges of ode, no_sync={no_sync}"] for no_sync in (False, True))
+        units = PARTS.steps * (2 * TINY.layers + 4)  # see sharding.shard
+        assert each["_reduce_scatter_base_"] == 2 * units and each["_allgather_base_"] > 3 * units
+        assert once["_reduce_scatter_base_"] == once["_allgather_base_"] == units
 
 
 @pytest.mark.parametrize("attend", [0, 1], ids=["full", "block-causal"])
@@ -325,6 +363,7 @@ def test_a_batch_is_split_evenly_or_refused():
         ({"shard": True, "graph": True}, "graph=true and shard=true"),
         ({"offload": True}, "shard=true, too"),
         ({"sequence": 2}, "shard=true, too"),
+        ({"no_sync": True}, "shard=true, too"),
         ({"at_once": -1}, "at least 0"),
         ({"at_once": 2, "accumulate": 2}, "leave accumulate out"),
     ],
