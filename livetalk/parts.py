@@ -236,7 +236,7 @@ def lean_part(family: str | Path, name: str, towards: str, share: float, figures
     if not (card := card_of(Path(family) / name)):
         raise ValueError(f"{name} of {family} has no {CARD}, which leaning adds to: give a part that was trained here")
     before = card["settings"].get("leans", {})
-    leans = {name: (1 - share) * held for name, held in before.items()}
+    leans = {whose: (1 - share) * held for whose, held in before.items()}
     leans[towards] = leans.get(towards, 0.0) + share
     settings = card["settings"] | {"leans": leans}
     return export_part(family, name, part.config, weights, Card(card["data_seed"], card["steps"], figures, settings))

@@ -44,14 +44,19 @@ def test_every_case_is_timed_by_phase(shard, limits, tmp_path, capsys):
 
 def test_nothing_that_is_compiled_at_its_first_use_is_timed():
     """Four steps to warm up were four of the critic alone, so the student's first, which compiles, was timed."""
-    made, learning = [], {"student": 4, "critic": 0}
-    trainer = SimpleNamespace(players={"student": None, "critic": None})
-    trainer.turns_now = lambda: [name for name, first in learning.items() if len(made) >= first]
-    trainer.update = lambda: made.append(len(made))
+    made, learning = [], {"student": 400, "critic": 0}
+    trainer = SimpleNamespace(players={"student": None, "critic": None}, step=0)
+    trainer.turns_now = lambda: [name for name, first in learning.items() if trainer.step >= first]
+
+    def update():
+        made.append(trainer.turns_now())
+        trainer.step += 1
+
+    trainer.update = update
     warm_up(trainer, 2)
-    assert len(made) == 5
+    assert made == [["critic"], ["critic"], ["student", "critic"]], "what lies between is compiled already"
     warm_up(trainer, 3)
-    assert len(made) == 8
+    assert len(made) == 6
 
 
 def test_phases_count_the_outermost_alone():

@@ -380,7 +380,9 @@ class Ablation:
         run, baseline, plain = self.run, self.dmd_run(BASELINE, 0), self.dmd_run("plain", 0)
 
         def said(one: DmdRun) -> str:
-            return f"guidance {one.dmd.text_scale:g}, rates {one.train.lr:.2g} and {one.critic.lr:.2g}"
+            text, sound = one.dmd.text_scale, one.dmd.audio_scale
+            guidance = f"{text:g}" if text == sound else f"{text:g} on text and {sound:g} on sound"
+            return f"guidance {guidance}, rates {one.train.lr:.2g} and {one.critic.lr:.2g}"
 
         starts = "; ".join(f"{name}: {told}" for name, told in content["students"].items())
         return (

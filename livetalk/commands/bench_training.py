@@ -47,7 +47,7 @@ preset=1.3b|debug     the published sizes, or the same in tiny
 cases=[ode,dmd-14b]   what to time: ode, dmd-1.3b, dmd-14b (the teacher's size)
 train.shard=true      spread over the processes of torchrun: torchrun --nproc-per-node 2 scripts/bench_training.py ...
 samples=N             of a step and process; train.accumulate=N takes N times as many, in so many parts
-steps=N warmup=N      timed, and at least so many before, until everyone has learnt
+steps=N warmup=N      timed, and so many before; then a step of everyone who has not learnt yet
 train.compile=true|parts|blocks train.attention=auto|cudnn|flash|default
 train.recompute=false train.offload=true train.regather=false train.no_sync=true train.sequence=2
 """
@@ -175,11 +175,16 @@ def measure(run: BenchTrainingRun, name: str, device: torch.device) -> Case:
 
 
 def warm_up(trainer: Trainer, steps: int) -> None:
-    """At least so many steps, and until everyone who learns has learnt, since what is compiled is so at its first."""
+    """At least so many steps, and one of everyone who learns, since what is compiled is so at its first. Later steps of
+    those alone who have learnt are left out."""
     waiting = set(trainer.players)
     while steps > 0 or waiting:
-        waiting -= set(trainer.turns_now())
-        trainer.update()
+        learning = set(trainer.turns_now())
+        if steps > 0 or waiting & learning:
+            trainer.update()
+            waiting -= learning
+        else:
+            trainer.step += 1
         steps -= 1
 
 
