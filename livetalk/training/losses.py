@@ -19,30 +19,23 @@ Box = tuple[float, float, float, float]
 @dataclass(frozen=True)
 class Places:
     """Where in a picture errors count more: boxes (top, left, bottom, right) as shares of its sides, which hold lids
-    and lips wherever the face of a clip turns, and how much more, 0: as the rest.
-
-    lids_at: the lowest and the highest noise level (0 clean, 1 noise) at which lids do.
-    """
+    and lips wherever the face of a clip turns, and how much more, 0: as the rest."""
 
     lids: Box = (0.25, 0.18, 0.44, 0.82)
     lips: Box = (0.56, 0.25, 0.82, 0.75)
     lids_more: float = 0.0
     lips_more: float = 0.0
-    lids_at: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         at_least(0, self, "lids_more", "lips_more")
-        low, high = self.lids_at
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"lids_at={self.lids_at}: give the lower noise level first, both from 0 to 1")
         for name in ("lids", "lips"):
             top, left, bottom, right = getattr(self, name)
             if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
                 raise ValueError(f"{name}={getattr(self, name)}: give top, left, bottom and right, shares from 0 to 1")
 
-    def weight(self, height: int, width: int, device: torch.device, sigma: Tensor | None = None) -> Tensor:
-        """[h, w] of mean 1, each place by how much of it the boxes cover; [B, 1, 1, h, w] of noise levels [B],
-        without which lids count at all of them."""
+    def weight(self, height: int, width: int, device: torch.device, with_lids: Tensor | None = None) -> Tensor:
+        """[h, w] of mean 1, each place by how much of it the boxes cover; [B, 1, 1, h, w] of clips of which some, by
+        with_lids boolean [B], count lids more."""
         rows, columns = (torch.arange(side, device=device) / side for side in (height, width))
 
         def covered(box: Box) -> Tensor:
@@ -53,10 +46,29 @@ class Places:
             )
 
         lids = self.lids_more * covered(self.lids)
-        if sigma is not None:
-            lids = lids * ((sigma >= self.lids_at[0]) & (sigma <= self.lids_at[1]))[:, None, None, None, None]
+        if with_lids is not None:
+            lids = lids * with_lids[:, None, None, None, None]
         weight = 1 + lids + self.lips_more * covered(self.lips)
         return weight / weight.mean((-2, -1), keepdim=True)
+
+
+@dataclass(frozen=True)
+class NoisedPlaces(Places):
+    """Of clips that are noised. lids_at: the lowest and the highest noise level (0 clean, 1 noise) at which lids count
+    more."""
+
+    lids_at: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.lids_at
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"lids_at={self.lids_at}: give the lower noise level first, both from 0 to 1")
+
+    def weight_at(self, height: int, width: int, sigma: Tensor) -> Tensor:
+        """[B, 1, 1, h, w] of noise levels [B]: see `weight`."""
+        low, high = self.lids_at
+        return self.weight(height, width, sigma.device, (low <= sigma) & (sigma <= high))
 
 
 def moving_weight(clip: Tensor, strength: float, most: float = 8.0) -> Tensor:
@@ -75,13 +87,12 @@ def flow_loss(
     noise: Tensor,
     skip: Tensor | None = None,
     moving: float = 0.0,
-    places: Places = Places(),
-    sigma: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight; sigma:
-    [B], the noise levels, for places that count more at some of them alone."""
+    """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight; places:
+    [h, w] or [B, 1, 1, h, w], how much each counts (Places.weight)."""
     error = (predicted.float() - flow.flow_target(x0, noise).float()).square()
-    weight = moving_weight(x0, moving) * places.weight(*x0.shape[3:], x0.device, sigma)
+    weight = moving_weight(x0, moving) * (1 if places is None else places)
     error = (error * (weight / weight.mean((3, 4), keepdim=True))).mean(dim=(1, 3, 4))
     if skip is None:
         return error.mean()

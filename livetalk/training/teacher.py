@@ -15,7 +15,7 @@ from livetalk.geometry import tokens_of
 from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import WanDiT
 from livetalk.models.text import TextEncoder
-from livetalk.training.losses import Places, flow_loss
+from livetalk.training.losses import NoisedPlaces, flow_loss
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FlowMatchingConfig:
     prefix: int = 4
     shift: float = 3.0
     moving: float = 0.5
-    places: Places = Places()
+    places: NoisedPlaces = NoisedPlaces()
     latents: int = 21
     causal: int = 0
 
@@ -102,7 +102,8 @@ class FlowMatchingObjective:
         xt = torch.where(given[:, None, None], x0, flow.add_noise(x0, noise, sigma))
         predicted = self.dit(xt, 1000 * sigma, conditions, self.attend)
         skip, config = given.expand(batch, -1), self.config
-        loss = flow_loss(predicted, x0, noise, skip, config.moving, config.places, sigma)
+        places = config.places.weight_at(*x0.shape[3:], sigma)
+        loss = flow_loss(predicted, x0, noise, skip, config.moving, places)
         return loss, {}
 
     @property

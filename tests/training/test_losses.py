@@ -3,6 +3,7 @@ import torch
 
 from livetalk import flow
 from livetalk.training.losses import (
+    NoisedPlaces,
     Places,
     critic_flow_loss,
     critic_input,
@@ -55,16 +56,16 @@ def test_an_error_counts_more_in_a_place_that_does():
     for row in (0, 3):
         wrong = flow.flow_target(x0, noise).clone()
         wrong[..., row, 0] += 1
-        losses.append(flow_loss(wrong, x0, noise, places=places).item())
+        losses.append(flow_loss(wrong, x0, noise, places=places.weight(4, 4, torch.device("cpu"))).item())
     assert losses[0] == pytest.approx(4 * losses[1], rel=1e-5)
     assert losses[1] == pytest.approx(1 / 16 / 1.75, rel=1e-5)
 
 
 def test_lids_count_more_at_their_noise_levels_alone():
-    places = Places(
+    places = NoisedPlaces(
         lids=(0.0, 0.0, 0.5, 0.5), lips=(0.5, 0.5, 1.0, 1.0), lids_more=3.0, lips_more=1.0, lids_at=(0.4, 0.8)
     )
-    weight = places.weight(4, 4, torch.device("cpu"), torch.tensor([0.3, 0.4, 0.8, 0.9]))
+    weight = places.weight_at(4, 4, torch.tensor([0.3, 0.4, 0.8, 0.9]))
     assert weight.shape == (4, 1, 1, 4, 4)
     there = places.weight(4, 4, torch.device("cpu"))
     elsewhere = Places(lips=places.lips, lips_more=1.0).weight(4, 4, torch.device("cpu"))
@@ -75,7 +76,7 @@ def test_lids_count_more_at_their_noise_levels_alone():
 @pytest.mark.parametrize("levels", [(0.5, 0.5), (0.8, 0.4), (-0.1, 0.5), (0.5, 1.1)])
 def test_noise_levels_that_are_none_are_refused(levels):
     with pytest.raises(ValueError, match="lids_at=.*the lower noise level first"):
-        Places(lids_at=levels)
+        NoisedPlaces(lids_at=levels)
 
 
 @pytest.mark.parametrize("box", [(0.5, 0.0, 0.5, 1.0), (0.0, -0.1, 1.0, 1.0), (0.0, 0.0, 1.0, 1.5)])

@@ -47,11 +47,6 @@ def test_windows_show_the_frames_of_their_latents(begins, whole):
             assert (latents[:, 0, 0, 0] % 10 >= 4).any() or latents.min() >= 4  # never a clip's first latent
 
 
-def test_noise_levels_are_no_matter_of_a_decoder():
-    with pytest.raises(ValueError, match="lids_at=.*no noise levels"):
-        replace(WINDOWS, places=Places(lids_at=(0.4, 0.8)))
-
-
 @pytest.mark.parametrize("whole", [True, False])
 def test_places_count_as_they_are_in_the_whole_picture(whole):
     """Rows 8 to 15 of the picture count three times as much, wherever the squares lie."""

@@ -12,7 +12,7 @@ from livetalk.geometry import frame_span
 from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.models.dit import DiTConfig, WanDiT
 from livetalk.models.text import TextConfig, TextEncoder
-from livetalk.training.losses import Places
+from livetalk.training.losses import NoisedPlaces
 from livetalk.training.teacher import FlowMatchingConfig, FlowMatchingObjective, Prompts
 from livetalk.training.trainer import TrainConfig, Trainer
 from OmniAvatar.sampling import sample_clip
@@ -258,7 +258,7 @@ def test_windows_that_cannot_be_are_refused(changes):
 @pytest.mark.parametrize("levels, counts", [((0.0, 1.0), True), ((0.0, 1e-6), False)])
 def test_lids_count_more_at_levels_that_were_drawn(levels, counts):
     def loss(more):
-        places = Places(lids=(0.0, 0.0, 0.5, 1.0), lids_more=more, lids_at=levels)
+        places = NoisedPlaces(lids=(0.0, 0.0, 0.5, 1.0), lids_more=more, lids_at=levels)
         return objective(places=places).loss(0, 4, generator())[0]
 
     assert torch.equal(loss(5.0), loss(0.0)) is not counts
