@@ -105,6 +105,15 @@ def test_variants_differ_in_what_they_are_named_for(run):
     assert len({one.family for one in (base, short, plain, spoiled)}) == 4
 
 
+@pytest.mark.parametrize(
+    "text, sound, said", [(2.5, 2.5, "guidance 2.5,"), (1.25, 2, "guidance 1.25 on text and 2 on sound,")]
+)
+def test_the_report_says_how_strong_guidance_was(run, text, sound, said):
+    whole = Ablation(run)
+    whole.dmd = replace(whole.dmd, dmd=replace(whole.dmd.dmd, text_scale=text, audio_scale=sound))
+    assert f"baseline: {said}" in whole.about({"students": {}})
+
+
 def test_work_is_shared_cut_off_by_the_clock_and_reported_together(run, tmp_path, capsys, monkeypatch):
     many = replace(run, seeds=(0, 1), only="runs")
     parts = [Ablation(replace(many, part=part, parts=3)).mine() for part in range(3)]

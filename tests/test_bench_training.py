@@ -96,6 +96,17 @@ def test_without_recompute_the_plan_holds_all_activations(capsys):
     assert 28 < totals[0] < 36 and 85 < totals[1] < 105
 
 
+def test_parts_of_a_batch_are_as_many_samples_more(limits, tmp_path, capsys):
+    found = []
+    for parts in (1, 2):
+        words = ["device=cpu", f"output={tmp_path}", "steps=1", "warmup=1", "cases=[ode]", f"train.accumulate={parts}"]
+        bench_training.bench_training(config.load(DEBUG, words))
+        case = json.loads((tmp_path / "debug-64x64-1.json").read_text())["cases"]["ode"]
+        samples = case["samples a second, all processes"] * case["seconds a step"]
+        found.append((samples, case["TFLOP a step and process"]))
+    assert found[1] == pytest.approx([2 * value for value in found[0]])
+
+
 def test_where_nothing_can_be_written_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(bench_training, "measure", lambda *arguments: pytest.fail("it has begun"))
     with pytest.raises(ValueError, match="output=/proc/x cannot be made"):
@@ -109,6 +120,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(monkeypatch):
         (["cases=[sft]"], "'sft' is not known"),
         (["steps=0"], "at least 1"),
         (["train.graph=true"], "leave it out"),
+        (["train.at_once=2"], "samples=N of a part"),
     ],
 )
 def test_mistakes_are_refused(words, said):

@@ -58,11 +58,24 @@ def test_other_shapes_are_planned_too(plan, shape):
     assert other < 141 * 1e9 / 2**30
 
 
+def held_by(lines: list[str]) -> dict[int, float]:
+    """GiB of one of so many processes, as a plan says."""
+    return {int(re.search(r"one of (\d)", line)[1]): float(line.split()[-2]) for line in lines if "one of" in line}
+
+
 def test_several_processes_share_what_learns(plan):
     total, lines = plan("dmd")
-    held = {int(re.search(r"one of (\d)", line)[1]): float(line.split()[-2]) for line in lines if "one of" in line}
+    held = held_by(lines)
     assert held[8] < held[2] < total and held[2] < 76  # two cards of 80 GB hold it
     assert sum(float(line.split()[-2]) for line in lines if re.match("(student|critic|teacher): ", line)) > 70
+
+
+@pytest.mark.parametrize("word, bytes_each", [("train.regather=false", 2), ("train.no_sync=true", 6)])
+def test_what_every_process_keeps_whole_is_planned(word, bytes_each, plan):
+    for name, networks in (("ode", 1), ("dmd", 2)):
+        before, after = (held_by(plan(name, *words)[1]) for words in ((), ("train.shard=true", word)))
+        more = networks * bytes_each * 1.421e9 / 2**30
+        assert {count: after[count] - before[count] for count in (2, 8)} == pytest.approx({2: more, 8: more}, rel=0.01)
 
 
 def test_a_misfit_is_found_without_weights(tmp_path):

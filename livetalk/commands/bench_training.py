@@ -175,8 +175,8 @@ def measure(run: BenchTrainingRun, name: str, device: torch.device) -> Case:
 
 
 def warm_up(trainer: Trainer, steps: int) -> None:
-    """At least so many steps, and one of everyone who learns, since what is compiled is so at its first. Later steps of
-    those alone who have learnt are left out."""
+    """So many steps, and one of everyone who learns, since what is compiled is so at its first: once the steps are
+    done, those in which nobody learns for the first time are skipped."""
     waiting = set(trainer.players)
     while steps > 0 or waiting:
         learning = set(trainer.turns_now())
@@ -224,7 +224,7 @@ def free(device: torch.device) -> None:
 def trainer_of(run: BenchTrainingRun, name: str, device: torch.device) -> tuple[Trainer, Phases]:
     """A trainer of random weights on random pairs, and what times its phases."""
     sizes, groups = PRESETS[run.preset], max(1, distributed.ranks() // run.train.sequence)
-    train = replace(run.train, batch=run.samples * run.train.accumulate * groups, at_once=0, warmup=0)
+    train = replace(run.train, batch=run.samples * run.train.accumulate * groups, warmup=0)
     group = sharding.sequence_group(train.sequence)
     pairs, text = random_pairs(run, device)
     student = network(run, sizes[SIZE], device, learns=True, cached=bool(CASES[name]))

@@ -23,13 +23,25 @@ def table(title: str, rows: dict[str, int], total: int | None = None, more: Sequ
     return "\n".join([*lines, f"total memory: {total / 2**30:.2f} GiB"])
 
 
-def spread_lines(rows: dict[str, int], spread: tuple[str, ...], processes: tuple[int, ...] = (2, 8)) -> list[str]:
-    """What one of several processes holds with train.shard=true, which divides the rows whose names begin so."""
+def spread_lines(
+    rows: dict[str, int], spread: tuple[str, ...], whole: int = 0, processes: tuple[int, ...] = (2, 8)
+) -> list[str]:
+    """What one of several processes holds with train.shard=true, which divides the rows whose names begin so. whole:
+    bytes that it holds besides (kept_whole)."""
     lines = []
     for count in processes:
-        held = sum(size / count if name.startswith(spread) else size for name, size in rows.items())
+        held = whole + sum(size / count if name.startswith(spread) else size for name, size in rows.items())
         lines.append(f"{f'one of {count} processes, train.shard=true':<40}{held / 2**30:9.3f} GiB")
     return lines
+
+
+def kept_whole(modules: Iterable[nn.Module], config: TrainConfig) -> int:
+    """Bytes of the layers, and of their gradients, that every process of a sharded training keeps from pass to pass."""
+    trained = sum(value.numel() for module in modules for value in module.parameters() if value.requires_grad)
+    weight = torch.bfloat16.itemsize if config.precision == "bf16" else torch.float32.itemsize
+    if config.no_sync:
+        return trained * (weight + torch.float32.itemsize)
+    return 0 if config.regather else trained * weight
 
 
 def samples_at_once(config: TrainConfig) -> int:

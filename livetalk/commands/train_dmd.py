@@ -25,6 +25,7 @@ from livetalk.commands.generate_ode_pairs import PREPARED
 from livetalk.commands.memory import (
     clip_activations,
     kept_by_passes,
+    kept_whole,
     samples_at_once,
     spread_lines,
     table,
@@ -247,4 +248,5 @@ def memory(run: DmdRun) -> str:
         **training_rows(CRITIC, [critic], replace(run.train, ema=run.critic.ema), 0),
     }
     title = f"train_dmd: {run.name}, batch {run.train.batch}, {samples} at a time, {run.train.precision}"
-    return table(title, rows, more=spread_lines(rows, SPREAD) if run.train.at_once else ())
+    whole = kept_whole([student, critic], run.train)
+    return table(title, rows, more=spread_lines(rows, SPREAD, whole) if run.train.at_once else ())

@@ -23,6 +23,7 @@ from livetalk.commands.generate_ode_pairs import PREPARED, make_pairs
 from livetalk.commands.memory import (
     clip_activations,
     kept_by_passes,
+    kept_whole,
     samples_at_once,
     spread_lines,
     table,
@@ -372,4 +373,5 @@ def memory(run: OdeRun) -> str:
     kept = kept_by_passes(config, tokens, activations, run.train.recompute)
     rows = {"pairs": pairs_bytes(run, config)} | training_rows("student", [student], run.train, kept)
     title = f"train_ode: {run.name}, batch {run.train.batch}, {samples} at a time, {run.train.precision}"
-    return table(title, rows, more=spread_lines(rows, SPREAD) if run.train.at_once else ())
+    whole = kept_whole([student], run.train)
+    return table(title, rows, more=spread_lines(rows, SPREAD, whole) if run.train.at_once else ())

@@ -28,10 +28,10 @@ PRESETS = {
 class BenchTrainingRun:
     """`scripts/bench_training.sh`: seconds a training step, and where they go, with random weights.
 
-    preset: 1.3b, the published sizes, or debug, the same in tiny. cases: some of CASES. samples: of a step, for every
-    process (train.batch does not count). steps: timed, after at least `warmup` others, in which everyone has learnt;
-    exit steps take turns, so that with dmd.every=5 and four timesteps 20 steps show each case as often as the others.
-    teacher_precision: as in DmdRun.
+    preset: 1.3b, the published sizes, or debug, the same in tiny. cases: some of CASES. samples: that a process takes
+    at once, train.accumulate times a step (train.batch does not count). steps: timed, after `warmup` others and one of
+    everyone who learns; exit steps take turns, so that with dmd.every=5 and four timesteps 20 steps show each case as
+    often as the others. teacher_precision: as in DmdRun.
     """
 
     run: str = "bench_training"
@@ -58,3 +58,7 @@ class BenchTrainingRun:
             raise ValueError(f"samples={self.samples}, steps={self.steps}, warmup={self.warmup}: all are at least 1")
         if self.train.graph:
             raise ValueError("train.graph=true: captured steps cannot be timed by parts, leave it out")
+        if self.train.at_once:
+            raise ValueError(
+                f"train.at_once={self.train.at_once}: say samples=N of a part and train.accumulate=N parts"
+            )

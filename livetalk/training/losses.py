@@ -54,8 +54,8 @@ class Places:
 
 @dataclass(frozen=True)
 class NoisedPlaces(Places):
-    """Of clips that are noised. lids_at: the lowest and the highest noise level (0 clean, 1 noise) at which lids count
-    more."""
+    """Places in clips that are noised. lids_at: the lowest and the highest noise level (0 clean, 1 noise) at which lids
+    count more."""
 
     lids_at: tuple[float, float] = (0.0, 1.0)
 
@@ -87,12 +87,12 @@ def flow_loss(
     noise: Tensor,
     skip: Tensor | None = None,
     moving: float = 0.0,
-    places: Tensor | None = None,
+    place_weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight; places:
-    [h, w] or [B, 1, 1, h, w], how much each counts (Places.weight)."""
+    """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight;
+    place_weight: [h, w] or [B, 1, 1, h, w], how much each counts (Places.weight)."""
     error = (predicted.float() - flow.flow_target(x0, noise).float()).square()
-    weight = moving_weight(x0, moving) * (1 if places is None else places)
+    weight = moving_weight(x0, moving) * (1 if place_weight is None else place_weight)
     error = (error * (weight / weight.mean((3, 4), keepdim=True))).mean(dim=(1, 3, 4))
     if skip is None:
         return error.mean()

@@ -36,11 +36,11 @@ class Sharding:
     """How a training is spread over processes; without shard every process holds everything.
 
     at_once: samples of a batch that a process takes at a time, so that the batch stays what it is for any number of
-    processes (0: as many as `accumulate` leaves). offload: weights, gradients, optimiser state and averages lie in the
-    host's memory. regather: gather a layer of what learns for every pass; false keeps it from the first pass to the
-    backward one, for 2 bytes a parameter in bf16. no_sync: keep it through all parts of a batch and exchange gradients
-    after the last one alone, for 6 bytes a parameter in bf16, 8 in fp32. sequence: so many processes share the tokens
-    of a sample where a whole clip is scored.
+    processes (0: as many as `accumulate` leaves). offload: weights, gradients, optimiser state and averages lie in
+    the host's memory. regather: gather a layer of what learns for every pass; false keeps it from the first pass to
+    the backward one, for 2 bytes a parameter in bf16. no_sync: keep it through all parts of a batch and exchange
+    gradients in the last one alone, for 6 bytes a parameter in bf16, 8 in fp32; with one part it is regather=false.
+    sequence: so many processes share the tokens of a sample where a whole clip is scored.
     """
 
     shard: bool = False
@@ -100,6 +100,7 @@ def shard(module: nn.Module, config: Sharding, device: torch.device, precision: 
         for block in module.encoder.block:
             fully_shard(block, mp_policy=layers, **how)
     fully_shard(module, mp_policy=small, **how | {"reshard_after_forward": None})
+    module.set_reshard_after_backward(not (config.no_sync and learns))
     for kind, beside in BESIDE.items():
         if isinstance(module, kind):
             register_fsdp_forward_method(module, beside)
@@ -107,11 +108,17 @@ def shard(module: nn.Module, config: Sharding, device: torch.device, precision: 
 
 
 def exchange(modules: nn.ModuleDict, now: bool) -> None:
-    """Whether the next backward pass of sharded modules exchanges gradients, and lets the layers go; if not, both stay
-    whole in every process, and the next one adds to them (FSDPModule.set_requires_gradient_sync)."""
+    """Whether backward passes of sharded modules exchange gradients from here on; if not, these stay whole in every
+    process and are added up there (FSDPModule.set_requires_gradient_sync). Layers stay whole until `let_go`."""
     for module in modules.values():
         module.set_requires_gradient_sync(now)
-        module.set_reshard_after_backward(now)
+
+
+def let_go(modules: nn.ModuleDict) -> None:
+    """Leaves of layers that are whole this process's part alone."""
+    for module in modules.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(value: Tensor) -> Tensor:

@@ -102,8 +102,7 @@ class FlowMatchingObjective:
         xt = torch.where(given[:, None, None], x0, flow.add_noise(x0, noise, sigma))
         predicted = self.dit(xt, 1000 * sigma, conditions, self.attend)
         skip, config = given.expand(batch, -1), self.config
-        places = config.places.weight_at(*x0.shape[3:], sigma)
-        loss = flow_loss(predicted, x0, noise, skip, config.moving, places)
+        loss = flow_loss(predicted, x0, noise, skip, config.moving, config.places.weight_at(*x0.shape[3:], sigma))
         return loss, {}
 
     @property

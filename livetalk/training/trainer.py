@@ -429,6 +429,8 @@ class Trainer:
                 sharding.exchange(player.modules, now=part == self.parts - 1)
             self._backward(loss / self.parts)
             found.append({"loss": loss.detach(), **metrics})
+        if self.config.no_sync:
+            sharding.let_go(player.modules)
         norm = player.descend()
         means = {name: sum(part[name] for part in found) / len(found) for name in found[0]}
         return {"loss": means.pop("loss"), "grad_norm": norm, **means}

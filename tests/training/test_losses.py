@@ -56,7 +56,7 @@ def test_an_error_counts_more_in_a_place_that_does():
     for row in (0, 3):
         wrong = flow.flow_target(x0, noise).clone()
         wrong[..., row, 0] += 1
-        losses.append(flow_loss(wrong, x0, noise, places=places.weight(4, 4, torch.device("cpu"))).item())
+        losses.append(flow_loss(wrong, x0, noise, place_weight=places.weight(4, 4, torch.device("cpu"))).item())
     assert losses[0] == pytest.approx(4 * losses[1], rel=1e-5)
     assert losses[1] == pytest.approx(1 / 16 / 1.75, rel=1e-5)
 

@@ -126,7 +126,7 @@ def work(rank, port, folder):
     folder, found = Path(folder), {}
     for kind in ("ode", "buckets"):
         found[kind] = run(kind, folder / kind, replace(CONFIG, save_every=9), Recorded)
-    for kind, no_sync in (("ode", False), ("ode", True), ("dmd", True)):
+    for kind, no_sync in (("ode", False), ("ode", True), ("dmd", False), ("dmd", True)):
         name = f"{kind}, no_sync={no_sync}"
         with Exchanges() as seen:
             found[name] = run(kind, folder / name, replace(PARTS, no_sync=no_sync), Recorded)
@@ -202,10 +202,13 @@ def test_parts_of_a_batch_that_exchange_once_learn_as_one_process_does(kind, pai
 
 def test_they_gather_every_layer_and_reduce_its_gradients_once_a_step(pair):
     for found in pair[1]:
-        each, once = (found[f"exchanges of ode, no_sync={no_sync}"] for no_sync in (False, True))
+        (each, once), (dmd, dmd_once) = (
+            [found[f"exchanges of {kind}, no_sync={no_sync}"] for no_sync in (False, True)] for kind in ("ode", "dmd")
+        )
         units = PARTS.steps * (2 * TINY.layers + 4)  # see sharding.shard
         assert each["_reduce_scatter_base_"] == 2 * units and each["_allgather_base_"] > 3 * units
         assert once["_reduce_scatter_base_"] == once["_allgather_base_"] == units
+        assert all(dmd_once[name] < dmd[name] for name in ("_reduce_scatter_base_", "_allgather_base_"))
 
 
 @pytest.mark.parametrize("attend", [0, 1], ids=["full", "block-causal"])
@@ -293,6 +296,17 @@ def test_layers_gathered_in_bfloat16_learn_as_autocast_does(tmp_path, alone):
         found = sharded["gradients"][0][name]
         assert found.dtype == torch.float32
         assert float((found - value).norm()) <= 0.03 * float(value.norm()) + 1e-6, name
+
+
+@pytest.mark.parametrize("kind", ["ode", "dmd"])
+def test_their_parts_are_added_up_in_float32(kind, tmp_path, alone):
+    config = replace(PARTS, precision="bf16", steps=2, recompute=True)
+    each, once = (run(kind, tmp_path / str(no), replace(config, no_sync=no), Recorded) for no in (False, True))
+    assert once["scalars"] == pytest.approx(each["scalars"], rel=1e-3)
+    for name, value in each["gradients"][0].items():
+        found = once["gradients"][0][name]
+        assert found.dtype == torch.float32
+        assert float((found - value).norm()) <= 1e-4 * float(value.norm()) + 1e-9, name
 
 
 # Damage and mistakes
