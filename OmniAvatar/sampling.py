@@ -14,17 +14,19 @@ from torch import Tensor
 from livetalk import flow
 from livetalk.conditions import Conditions, pin
 from livetalk.models.attention import Attend, FullAttention
-from livetalk.models.dit import WanDiT
+from livetalk.models.dit import Prepared, WanDiT
 
 Noise = Callable[[tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Scales of flow.guide; 1 and 1 is the plain conditional prediction."""
+    """Scales of flow.guide; 1 and 1 is the plain conditional prediction. skip: guidance by the network without one of
+    its layers."""
 
     text: float = 1.0
     audio: float = 1.0
+    skip: flow.SkipLayer = flow.SkipLayer()
 
     @property
     def weights(self) -> tuple[float, float, float]:
@@ -46,17 +48,28 @@ class GuidedFlow:
         attend: Attend | None = None,
     ) -> None:
         sides = (conditions.null(null_text), conditions.without_audio(), conditions)
+        self.skip, full = guidance.skip, len(sides) - 1
+        if self.skip.scale:
+            self.skip.require(len(dit.blocks))
         self.terms = [
             (weight, dit.prepare(side, frames, levels))
-            for weight, side in zip(guidance.weights, sides, strict=True)
-            if weight != 0
+            for index, (weight, side) in enumerate(zip(guidance.weights, sides, strict=True))
+            if weight != 0 or (self.skip.scale and index == full)
         ]
         self.dit, self.attend, self.dtype = dit, attend or FullAttention(), conditions.text.dtype
 
     def __call__(self, x: Tensor, level: float) -> Tensor:
         """The network computes in the conditions' precision; the sum of its predictions is in that of the state x."""
-        own = x.to(self.dtype)
-        return sum(weight * self.dit(own, level, prepared, self.attend).to(x.dtype) for weight, prepared in self.terms)
+        own, skip = x.to(self.dtype), self.skip
+
+        def told(prepared: Prepared, *skipped: int) -> Tensor:
+            return self.dit(own, level, prepared, self.attend, *skipped).to(x.dtype)
+
+        found = [(weight, told(prepared)) for weight, prepared in self.terms]
+        guided = sum(weight * predicted for weight, predicted in found)
+        if scale := skip.at(level / flow.LEVELS):
+            guided = guided + scale * (found[-1][1] - told(self.terms[-1][1], skip.layer))
+        return guided
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from livetalk.data.world_samples import WorldSamples
 from livetalk.evaluation.ablations import AblateRun
 from livetalk.evaluation.judges import JudgesConfig
 from livetalk.evaluation.objective import ObjectiveConfig
+from livetalk.flow import SkipLayer
 from livetalk.geometry import Geometry
 from livetalk.models.audio import AudioConfig
 from livetalk.models.dit import DiTConfig
@@ -60,7 +61,8 @@ def _known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
 
 @dataclass(frozen=True)
 class TeacherSampling:
-    """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide). order: as sample."""
+    """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide), and by itself
+    without a layer. order: as sample."""
 
     steps: int = 50
     text_scale: float = 1.5
@@ -68,6 +70,7 @@ class TeacherSampling:
     negative_prompt: str = ""
     prefix: int = 4
     order: int = 1
+    skip: SkipLayer = SkipLayer()
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -293,6 +296,7 @@ class PairsRun:
     order: int = 1
     text_scale: float = 2.0
     audio_scale: float = 2.0
+    skip: SkipLayer = SkipLayer()
     negative_prompt: str = ""
     seed: int = 0
     spoiled: float = 0.0
@@ -437,6 +441,7 @@ class EvaluateRun:
     order: int = 1
     scales: tuple[float, ...] = (2.0,)
     text_scales: tuple[float, ...] = ()
+    skip: SkipLayer = SkipLayer()
     negative_prompt: str = ""
     prefix: int = 4
     decoder: str = "auto"

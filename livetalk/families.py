@@ -78,7 +78,7 @@ class TeacherSampler:
             prefix=settings.prefix,
             steps=settings.steps,
             order=settings.order,
-            guidance=Guidance(settings.text_scale, settings.audio_scale),
+            guidance=Guidance(settings.text_scale, settings.audio_scale, settings.skip),
             visit=visit,
         )
 

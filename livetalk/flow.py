@@ -6,8 +6,12 @@ v = noise - x0 (Lipman et al., arXiv:2210.02747). The timestep a network is told
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from livetalk.checks import at_least
 
 SHIFT = 5.0
 LEVELS = 1000
@@ -76,3 +80,30 @@ def guide(null: Tensor, text: Tensor, full: Tensor, text_scale: float, audio_sca
     conditional prediction `full`. Linear, so it serves flows and clean predictions alike.
     """
     return null + text_scale * (text - null) + audio_scale * (full - text)
+
+
+@dataclass(frozen=True)
+class SkipLayer:
+    """Skip-layer guidance: `scale` times the way from what a network says without its layer `layer`, which sees the
+    conditions and is a little worse, to what it says (autoguidance, Karras et al., arXiv:2406.02507). levels: the
+    lowest and the highest noise level (0 clean, 1 noise) at which it is done; scale 0: never."""
+
+    scale: float = 0.0
+    layer: int = 3
+    levels: tuple[float, float] = (0.4, 0.75)
+
+    def __post_init__(self) -> None:
+        low, high = self.levels
+        at_least(0, self, "scale", "layer")
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"skip.levels={list(self.levels)}: give the lower noise level first, both from 0 to 1")
+
+    def at(self, sigma: Tensor | float) -> Tensor | float:
+        """The scale at noise levels, of their shape."""
+        low, high = self.levels
+        return self.scale * ((low <= sigma) & (sigma <= high))
+
+    def require(self, layers: int) -> None:
+        """Raises ValueError unless a network of so many layers has the one to leave out."""
+        if self.layer >= layers:
+            raise ValueError(f"skip.layer={self.layer}: the network has layers 0 to {layers - 1}")

@@ -37,6 +37,7 @@ from livetalk.evaluation.ablations import BASELINE, CHECKPOINTS, LONG_FIGURES, r
 from livetalk.evaluation.evaluate import drift_name
 from livetalk.evaluation.report import Report, figures, finite
 from livetalk.families import CausalSampler
+from livetalk.flow import SkipLayer
 from livetalk.parts import card_of, missing_parts, require_parts
 from livetalk.training.dmd import DmdConfig
 
@@ -191,7 +192,7 @@ class Ablation:
         )
         dmd, critic = self.dmd.dmd, self.dmd.critic
         if variant == "plain":
-            dmd = replace(dmd, text_scale=run.plain_scale, audio_scale=run.plain_scale)
+            dmd = replace(dmd, text_scale=run.plain_scale, audio_scale=run.plain_scale, skip=SkipLayer())
             train, critic = (replace(one, lr=one.lr * run.plain_rates) for one in (train, critic))
         own = {"name": f"{run.name}/{folder.name}", "family": str(folder / "family"), "device": run.device}
         clean = run.pairs or str(self.folder / "pairs")

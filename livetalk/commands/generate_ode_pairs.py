@@ -59,6 +59,7 @@ manifest=FILE          lines prompt@@image@@audio to use instead of the syntheti
 prepared=FOLDER        what prepare_data left, runs/NAME: its clips, and those that it held out
 clips=FOLDER           encoded clips, such as runs/NAME/clips, to train on instead of freshly made ones
 text_scale=S audio_scale=S  the teacher's guidance
+skip.scale=S skip.layer=N skip.levels=[0.4,0.75]  away from itself without a layer, at those noise levels
 steps=N order=2        its steps, and their order: 1 (Euler), or 2, which keeps the variance that Euler's steps lose
 features=FOLDER        keeps what text and audio encoder make there, for other runs too
 spoiled=S              share of the pairs to train on with a bad picture and a prompt without motion, for comparisons
@@ -255,6 +256,8 @@ class Generator:
         }
         if run.order != 1:
             settings["order"] = run.order
+        if run.skip.scale:
+            settings["skip"] = asdict(run.skip)
         if run.spoiled and split != HELD_OUT:
             settings["spoiled"] = run.spoiled
         states = [len(run.timesteps) + 1, shape[1], shape[0], *shape[2:]]
@@ -285,7 +288,7 @@ class Generator:
                 run.timesteps,
                 steps=run.steps,
                 order=run.order,
-                guidance=Guidance(run.text_scale, run.audio_scale),
+                guidance=Guidance(run.text_scale, run.audio_scale, run.skip),
                 attend=self.attend,
             )
         return states.to("cpu", pairs.STORED)

@@ -262,10 +262,18 @@ class WanDiT(nn.Module):
             self.audio_proj = AudioPack(config)
             self.audio_cond_projs = nn.ModuleList(nn.Linear(config.audio_hidden, dim) for _ in config.audio_layers)
 
-    def forward(self, x: Tensor, t: Tensor | float, conditions: Conditions | Prepared, attend: Attend) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        conditions: Conditions | Prepared,
+        attend: Attend,
+        skip: int | None = None,
+    ) -> Tensor:
         """Predicts the flow [B, 16, F, h, w] of noisy latents x of that shape.
 
-        t: timestep in [0, 1000], one for all (float), a clip [B] or a latent frame [B, F]. Differentiable.
+        t: timestep in [0, 1000], one for all (float), a clip [B] or a latent frame [B, F]. skip: a layer to leave out
+        (flow.SkipLayer). Differentiable.
         """
         batch, _, frames, height, width = x.shape
         prepared = conditions if isinstance(conditions, Prepared) else self._prepare(conditions, frames)
@@ -281,6 +289,8 @@ class WanDiT(nn.Module):
         for layer, (block, text) in enumerate(zip(self.blocks, prepared.text, strict=True)):
             if layer in prepared.audio:
                 tokens = tokens + prepared.audio[layer]
+            if layer == skip:
+                continue
             if self.recompute and attend.repeatable and torch.is_grad_enabled():
                 again = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a block is random
                 tokens = checkpoint(block, tokens, time.blocks, text, layer, view, self.parts, **again)

@@ -35,7 +35,7 @@ SCORED = (20.0, 980.0)
 
 @dataclass(frozen=True)
 class DmdConfig:
-    """text_scale, audio_scale: the teacher's guidance (flow.guide); the critic has none.
+    """text_scale, audio_scale, skip: the teacher's guidance (flow.guide, flow.SkipLayer); the critic has none.
 
     every: the student learns at every so-many-th iteration, the critic at each; critic_first: iterations in which the
     critic learns alone. windowed: roll out with the window and anchors of inference, or with all that came before.
@@ -45,6 +45,7 @@ class DmdConfig:
 
     text_scale: float = 2.0
     audio_scale: float = 2.0
+    skip: flow.SkipLayer = flow.SkipLayer()
     every: int = 5
     critic_first: int = 0
     windowed: bool = True
@@ -153,6 +154,8 @@ class DmdObjective:
             )
         if self.latents > self.window and config.prefix >= self.window:
             raise ValueError(f"prefix {config.prefix} leaves nothing to score of a window of {self.window}")
+        if config.skip.scale:
+            config.skip.require(len(teacher.blocks))
         self.student, self.critic, self.teacher = student, critic, teacher
         self.pairs, self.text, self.null = pairs, text, null
         self.timesteps, self.config, self.seed = timesteps, config, seed
@@ -240,21 +243,33 @@ class DmdObjective:
         return errors.mean(), by_noise("loss", errors, t)
 
     def guided(self, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The teacher's clean prediction [B, C, F, h, w] under guidance, in one pass where that needs several."""
+        """The teacher's clean prediction [B, C, F, h, w] under guidance."""
+        skip = self.config.skip
+        guided, full = self._guided(noisy, t, conditions)
+        if not skip.scale:
+            return guided
+        without = self._clean(self.teacher, noisy, t, conditions, skip.layer)
+        scale = flow.expand(skip.at(flow.sigma_of(t)), noisy)
+        return guided.double() + scale * (full.double() - without.double())
+
+    def _guided(self, noisy: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """Under guidance on text and on audio, and the plain conditional one, in one pass where that needs several."""
         config = self.config
         if config.text_scale == config.audio_scale == 1:
-            return self._clean(self.teacher, noisy, t, conditions)
+            full = self._clean(self.teacher, noisy, t, conditions)
+            return full, full
         if config.text_scale == config.audio_scale:  # what hears nothing but is told the prompt cancels out
             told = Conditions.cat([conditions.null(self.null), conditions])
             clean = self._clean(self.teacher, noisy.repeat(2, 1, 1, 1, 1), t.repeat(2), told)
             null, full = clean.double().chunk(2)
-            return flow.guide(null, null, full, config.text_scale, config.audio_scale)
+            return flow.guide(null, null, full, config.text_scale, config.audio_scale), full
         told = Conditions.cat([conditions.null(self.null), conditions.without_audio(), conditions])
         clean = self._clean(self.teacher, noisy.repeat(3, 1, 1, 1, 1), t.repeat(3), told)
-        return flow.guide(*clean.double().chunk(3), config.text_scale, config.audio_scale)
+        null, text, full = clean.double().chunk(3)
+        return flow.guide(null, text, full, config.text_scale, config.audio_scale), full
 
-    def _clean(self, dit: WanDiT, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        predicted = flow_of(dit, noisy, t, conditions, FullAttention(), self.group)
+    def _clean(self, dit: WanDiT, noisy: Tensor, t: Tensor, conditions: Conditions, *skip: int) -> Tensor:
+        predicted = flow_of(dit, noisy, t, conditions, FullAttention(), self.group, *skip)
         return flow.x0_from_flow(noisy, predicted, flow.sigma_of(t))
 
     def _levels(self, scored: Scored, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -82,13 +82,15 @@ def flow_of(
     conditions: Conditions,
     attend: FullAttention | BlockCausal,
     group: dist.ProcessGroup | None = None,
+    *skip: int,
 ) -> Tensor:
-    """dit(x, t, conditions, attend) [B, 16, F, h, w], computed by all of the group together; by one alone without.
+    """dit(x, t, conditions, attend, *skip) [B, 16, F, h, w], computed by all of the group together; by one alone
+    without.
 
     Raises ValueError as require_rows.
     """
     if group is None:
-        return dit(x, t, conditions, attend)
+        return dit(x, t, conditions, attend, *skip)
     require_rows(x.shape[-2], group)
     size = group.size()
 
@@ -97,5 +99,5 @@ def flow_of(
 
     reference = None if conditions.reference is None else own(conditions.reference)
     shared = SharedRows(group, attend.block if isinstance(attend, BlockCausal) else None)
-    flow = dit(own(x), t, replace(conditions, reference=reference), shared)
+    flow = dit(own(x), t, replace(conditions, reference=reference), shared, *skip)
     return rearrange(Gather.apply(flow, group), "(n b) c f h w -> b c f (n h) w", n=size)

@@ -7,6 +7,8 @@ from livetalk.models.attention import FullAttention
 from OmniAvatar.sampling import Guidance, GuidedFlow, covered, sample, sample_clip, windows
 from tests.models.test_dit import clip, tiny
 
+LEVELS = [800.0, 500.0, 300.0]
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("scales", [(1, 1), (3, 3), (4, 6), (0, 0), (2, 0)])
@@ -19,6 +21,34 @@ def test_guided_flow_is_the_formula_and_skips_what_counts_nothing(scales):
     guided = GuidedFlow(dit, conditions, empty, 6, Guidance(*scales), [800.0])
     assert torch.allclose(guided(x, 800.0), flow.guide(*parts, *scales))
     assert len(guided.terms) == {(1, 1): 1, (3, 3): 2, (4, 6): 3, (0, 0): 1, (2, 0): 2}[scales]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [(1, 1), (4, 6), (2, 0)])
+def test_a_layer_left_out_drives_the_flow_away_at_its_noise_levels_alone(scales):
+    dit, skip = tiny(), flow.SkipLayer(1.5, layer=1, levels=(0.4, 0.75))
+    x, conditions = clip()
+    empty = torch.zeros_like(conditions.text)
+    plain, guided = (
+        GuidedFlow(dit, conditions, empty, 6, each, LEVELS) for each in (Guidance(*scales), Guidance(*scales, skip))
+    )
+    assert torch.equal(plain(x, 800.0), guided(x, 800.0)) and torch.equal(plain(x, 300.0), guided(x, 300.0))
+    away = dit(x, 500.0, conditions, FullAttention()) - dit(x, 500.0, conditions, FullAttention(), skip=1)
+    assert torch.allclose(guided(x, 500.0), plain(x, 500.0) + 1.5 * away, atol=1e-5) and away.abs().max() > 1e-3
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    _, conditions = clip()
+    with pytest.raises(ValueError, match="skip.layer=9: the network has layers 0 to 3"):
+        GuidedFlow(tiny(), conditions, conditions.text, 6, Guidance(skip=flow.SkipLayer(1.0, layer=9)), LEVELS)
+
+
+@torch.no_grad()
+def test_a_network_without_a_layer_is_that_with_a_layer_that_does_nothing():
+    dit, (x, conditions) = tiny(), clip()
+    found = dit(x, 500.0, conditions, FullAttention(), skip=2)
+    dit.blocks[2].forward = lambda tokens, *others: tokens
+    assert torch.equal(found, dit(x, 500.0, conditions, FullAttention()))
 
 
 class Straight(torch.nn.Module):

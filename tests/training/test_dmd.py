@@ -258,6 +258,21 @@ def test_guidance_is_that_of_flow_and_passes_in_one_batch_equal_passes_alone():
     assert torch.allclose(told.guided(x, t, conditions).float(), plain, atol=1e-4)
 
 
+@pytest.mark.parametrize("scales", [(3.0, 2.0), (3.0, 3.0), (1.0, 1.0)])
+def test_a_teacher_without_a_layer_pushes_at_its_noise_levels_alone(scales):
+    told = objective(text_scale=scales[0], audio_scale=scales[1])
+    x, scored = scored_of(told)
+    t, conditions = torch.tensor([700.0, 200.0], dtype=torch.float64), scored.conditions
+    plain = told.guided(x.detach(), t, conditions)
+    skip = flow.SkipLayer(2.0, layer=1, levels=(0.5, 0.8))
+    told.config = replace(told.config, skip=skip)
+    with torch.no_grad():
+        full, without = (told.teacher(x, t, conditions, FullAttention(), layer) for layer in (None, 1))
+    moved = told.guided(x.detach(), t, conditions) - plain
+    assert (moved[1] == 0).all()
+    assert torch.allclose(moved[0].float(), (-0.7 * 2.0 * (full - without))[0], atol=1e-4)
+
+
 def test_the_student_is_pushed_along_the_difference_of_critic_and_teacher():
     told = objective()
     free, scored = scored_of(told)
