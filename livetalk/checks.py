@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+MOST_GUIDANCE = 100.0
+
 
 def at_least(least: int, config: Any, *names: str) -> None:
     """Raises ValueError unless the fields `names` of a config, numbers or tuples of them, are `least` or more."""
@@ -52,6 +54,13 @@ def known_order(order: int, group: str = "") -> None:
     """Of the teacher's steps (OmniAvatar/sampling.py). Raises ValueError for one that is not there."""
     if order not in (1, 2):
         raise ValueError(f"{group}order {order}: 1 for Euler's steps, 2 for steps of second order")
+
+
+def known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
+    """On text and on audio. Raises ValueError for a scale below 0 or beyond MOST_GUIDANCE."""
+    for name, scale in (("text_scale", text_scale), ("audio_scale", audio_scale)):
+        if not 0 <= scale <= MOST_GUIDANCE:
+            raise ValueError(f"{group}{name} {scale}: choose a number from 0 to {MOST_GUIDANCE:g}")
 
 
 def known_part(part: int, parts: int) -> None:

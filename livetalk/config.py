@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from livetalk.checks import at_least, known_name, known_order, known_part
+from livetalk.checks import MOST_GUIDANCE, at_least, known_guidance, known_name, known_order, known_part
 from livetalk.data.curation.settings import PrepareRun
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
@@ -44,19 +44,12 @@ from livetalk.training.small_decoder import SmallDecoderTraining
 from livetalk.training.teacher import FlowMatchingConfig
 from livetalk.training.trainer import Learning, TrainConfig
 
-MOST_GUIDANCE = 100.0
 DECODERS = ("auto", "vae", "small")
 METHODS = ("teacher", "student", "student_ode")
 SOURCES = ("teacher", "teacher_causal")
 SCORES = ("teacher", "score")
 SIZES_PUBLISHED = ("1.3b", "14b")
 END_SECONDS = 10  # of a long clip's start and end that are compared
-
-
-def _known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
-    for name, scale in (("text_scale", text_scale), ("audio_scale", audio_scale)):
-        if not 0 <= scale <= MOST_GUIDANCE:
-            raise ValueError(f"{group}{name} {scale}: choose a number from 0 to {MOST_GUIDANCE:g}")
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class TeacherSampling:
         if self.steps < 1:
             raise ValueError(f"teacher.steps {self.steps}: at least 1 step is needed")
         known_order(self.order, "teacher.")
-        _known_guidance("teacher.", self.text_scale, self.audio_scale)
+        known_guidance("teacher.", self.text_scale, self.audio_scale)
 
 
 @dataclass(frozen=True)
@@ -311,7 +304,7 @@ class PairsRun:
         at_least(0, self, "seed", "workers")
         known_part(self.part, self.parts)
         known_order(self.order)
-        _known_guidance("", self.text_scale, self.audio_scale)
+        known_guidance("", self.text_scale, self.audio_scale)
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")

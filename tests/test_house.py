@@ -44,7 +44,18 @@ ARROWS = {
     "realtime": {"geometry", "streaming", "media", "espeak"},
     # The wiring: what composes rooms that do not know each other. Nothing but these may import config.
     "schemas": set(),
-    "config": {"schemas", "geometry", "checks", "models", "training", "data", "evaluation", "streaming", "realtime"},
+    "config": {
+        "schemas",
+        "geometry",
+        "checks",
+        "flow",
+        "models",
+        "training",
+        "data",
+        "evaluation",
+        "streaming",
+        "realtime",
+    },
     "families": {*BASE, "config", "devices", "models", "rollout", "parts", "pipeline", "streaming", "OmniAvatar"},
     "cli": {"config"},
     "commands": {
