@@ -13,6 +13,7 @@ from livetalk.conditions import Conditions
 from livetalk.data import encoded, pairs
 from livetalk.data.spoil import MOTIONLESS, spoilt
 from livetalk.data.world.clip import World
+from livetalk.flow import SkipLayer
 from livetalk.models.attention import FullAttention
 from livetalk.parts import load_part
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE
@@ -68,6 +69,18 @@ def test_a_trajectory_of_second_order_ends_where_sampling_does():
     assert not torch.allclose(
         found, trajectory(dit, conditions, empty, noise, LEVELS, steps=8, guidance=Guidance(3, 2))
     )
+
+
+def test_a_trajectory_may_lead_away_from_a_teacher_without_a_layer():
+    dit, (noise, conditions) = tiny(), clip()
+    empty = torch.zeros_like(conditions.text)
+    plain, away = (
+        trajectory(dit, conditions, empty, noise, LEVELS, steps=8, guidance=Guidance(3, 2, skip))
+        for skip in (SkipLayer(), SkipLayer(0.6, layer=1))
+    )
+    # The steps to its fourth stop, at 0.625, and to the end begin at levels of the layer.
+    assert torch.equal(plain[:, :3], away[:, :3])
+    assert all(not torch.allclose(plain[:, stop], away[:, stop]) for stop in (3, 4))
 
 
 def test_noise_belongs_to_a_clip():
@@ -139,8 +152,9 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
     teacher = encoded.fingerprint(load_part(run.family, "teacher"))
     folder = Path("runs/a/pairs/train")
     pairs.load(folder, run.timesteps, teacher)
-    with pytest.raises(ValueError, match="other settings"):
-        make_pairs(replace(run, text_scale=5.0), torch.device("cpu"), (0, 1))
+    for other in ({"text_scale": 5.0}, {"skip": SkipLayer(0.6, layer=1)}):
+        with pytest.raises(ValueError, match="other settings"):
+            make_pairs(replace(run, **other), torch.device("cpu"), (0, 1))
     with pytest.raises(ValueError, match="no ODE pairs: make them with"):
         pairs.load(tmp_path / "none", run.timesteps, teacher)
     with pytest.raises(ValueError, match="timesteps"):
