@@ -48,14 +48,12 @@ class GuidedFlow:
         attend: Attend | None = None,
     ) -> None:
         sides = (conditions.null(null_text), conditions.without_audio(), conditions)
-        self.skip, full = guidance.skip, len(sides) - 1
-        if self.skip.scale:
-            self.skip.require(len(dit.blocks))
-        self.terms = [
-            (weight, dit.prepare(side, frames, levels))
-            for index, (weight, side) in enumerate(zip(guidance.weights, sides, strict=True))
-            if weight != 0 or (self.skip.scale and index == full)
-        ]
+        self.skip = guidance.skip
+        self.skip.require(dit)
+        counted = [(weight, side) for weight, side in zip(guidance.weights, sides, strict=True) if weight != 0]
+        if self.skip.scale and guidance.audio == 0:
+            counted.append((0.0, conditions))  # what the network says without its layer is held against this one
+        self.terms = [(weight, dit.prepare(side, frames, levels)) for weight, side in counted]
         self.dit, self.attend, self.dtype = dit, attend or FullAttention(), conditions.text.dtype
 
     def __call__(self, x: Tensor, level: float) -> Tensor:

@@ -63,6 +63,13 @@ def known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
             raise ValueError(f"{group}{name} {scale}: choose a number from 0 to {MOST_GUIDANCE:g}")
 
 
+def known_levels(name: str, levels: tuple[float, float]) -> None:
+    """Raises ValueError unless a setting is a lowest and a highest noise level, from 0, clean, to 1, noise."""
+    low, high = levels
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"{name}={list(levels)}: give the lower noise level first, both from 0 to 1")
+
+
 def known_part(part: int, parts: int) -> None:
     """Raises ValueError unless there is a `part`, counted from 0, of so many parts."""
     if not 0 <= part < max(1, parts) or parts < 1:

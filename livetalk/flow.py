@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from livetalk.checks import at_least
+from livetalk.checks import at_least, known_levels
 
 SHIFT = 5.0
 LEVELS = 1000
@@ -82,6 +82,11 @@ def guide(null: Tensor, text: Tensor, full: Tensor, text_scale: float, audio_sca
     return null + text_scale * (text - null) + audio_scale * (full - text)
 
 
+def within(sigma: Tensor | float, levels: tuple[float, float]) -> Tensor | bool:
+    """Which noise levels lie from the lower to the higher of two."""
+    return (levels[0] <= sigma) & (sigma <= levels[1])
+
+
 @dataclass(frozen=True)
 class SkipLayer:
     """Skip-layer guidance: `scale` times the way from what a network says without its layer `layer`, which sees the
@@ -93,17 +98,14 @@ class SkipLayer:
     levels: tuple[float, float] = (0.4, 0.75)
 
     def __post_init__(self) -> None:
-        low, high = self.levels
         at_least(0, self, "scale", "layer")
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"skip.levels={list(self.levels)}: give the lower noise level first, both from 0 to 1")
+        known_levels("skip.levels", self.levels)
 
     def at(self, sigma: Tensor | float) -> Tensor | float:
         """The scale at noise levels, of their shape."""
-        low, high = self.levels
-        return self.scale * ((low <= sigma) & (sigma <= high))
+        return self.scale * within(sigma, self.levels)
 
-    def require(self, layers: int) -> None:
-        """Raises ValueError unless a network of so many layers has the one to leave out."""
-        if self.layer >= layers:
-            raise ValueError(f"skip.layer={self.layer}: the network has layers 0 to {layers - 1}")
+    def require(self, network: nn.Module) -> None:
+        """Raises ValueError unless a transformer has the layer that is to be left out, if one is."""
+        if self.scale and self.layer >= len(network.blocks):
+            raise ValueError(f"skip.layer={self.layer}: the network has layers 0 to {len(network.blocks) - 1}")

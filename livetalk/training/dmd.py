@@ -154,8 +154,7 @@ class DmdObjective:
             )
         if self.latents > self.window and config.prefix >= self.window:
             raise ValueError(f"prefix {config.prefix} leaves nothing to score of a window of {self.window}")
-        if config.skip.scale:
-            config.skip.require(len(teacher.blocks))
+        config.skip.require(teacher)
         self.student, self.critic, self.teacher = student, critic, teacher
         self.pairs, self.text, self.null = pairs, text, null
         self.timesteps, self.config, self.seed = timesteps, config, seed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from livetalk import flow
-from livetalk.checks import at_least
+from livetalk.checks import at_least, known_levels
 
 Box = tuple[float, float, float, float]
 
@@ -61,14 +61,11 @@ class NoisedPlaces(Places):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.lids_at
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"lids_at={self.lids_at}: give the lower noise level first, both from 0 to 1")
+        known_levels("lids_at", self.lids_at)
 
     def weight_at(self, height: int, width: int, sigma: Tensor) -> Tensor:
         """[B, 1, 1, h, w] of noise levels [B]: see `weight`."""
-        low, high = self.lids_at
-        return self.weight(height, width, sigma.device, (low <= sigma) & (sigma <= high))
+        return self.weight(height, width, sigma.device, flow.within(sigma, self.lids_at))
 
 
 def moving_weight(clip: Tensor, strength: float, most: float = 8.0) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from livetalk import config
 from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig, initialise
 from livetalk.models.vae import VAEConfig, WanVAE
 from livetalk.training.losses import Places
@@ -45,6 +46,11 @@ def test_windows_show_the_frames_of_their_latents(begins, whole):
         assert torch.allclose(last, latents[:, 0, -2:], atol=1e-3)
         if not begins:
             assert (latents[:, 0, 0, 0] % 10 >= 4).any() or latents.min() >= 4  # never a clip's first latent
+
+
+def test_noise_levels_are_no_matter_of_a_decoder():
+    with pytest.raises(ValueError, match="unknown key 'lids_at'"):
+        config.load(None, ["small_decoder_training.places.lids_at=[0.4, 0.8]"], "train_nano")
 
 
 @pytest.mark.parametrize("whole", [True, False])
