@@ -15,9 +15,10 @@ from torch import Tensor
 
 from livetalk import flow
 from livetalk.conditions import Conditions
+from livetalk.flow import Guidance
 from livetalk.models.attention import Attend
 from livetalk.models.dit import WanDiT
-from OmniAvatar.sampling import Guidance, sample
+from OmniAvatar.sampling import sample
 
 
 def stops(timesteps: Sequence[float], steps: int) -> list[int]:

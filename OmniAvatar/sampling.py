@@ -6,36 +6,22 @@ Shapes: B batch, F latent frames of a window, h w latent height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from livetalk import flow
 from livetalk.conditions import Conditions, pin
+from livetalk.flow import PLAIN, Guidance
 from livetalk.models.attention import Attend, FullAttention
 from livetalk.models.dit import Prepared, WanDiT
 
 Noise = Callable[[tuple[int, ...]], Tensor]
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Scales of flow.guide; 1 and 1 is the plain conditional prediction. skip: guidance by the network without one of
-    its layers."""
-
-    text: float = 1.0
-    audio: float = 1.0
-    skip: flow.SkipLayer = flow.SkipLayer()
-
-    @property
-    def weights(self) -> tuple[float, float, float]:
-        """What the null, the text-only and the full prediction count in the guided one; they add up to 1."""
-        return 1 - self.text, self.text - self.audio, self.audio
-
-
 class GuidedFlow:
-    """The guided flow of one window, callable as (x, t). Predictions whose weight is 0 are not computed."""
+    """The guided flow of one window, callable as (x, t). Predictions that are not needed are not computed."""
 
     def __init__(
         self,
@@ -48,25 +34,23 @@ class GuidedFlow:
         attend: Attend | None = None,
     ) -> None:
         sides = (conditions.null(null_text), conditions.without_audio(), conditions)
-        self.skip = guidance.skip
-        self.skip.require(dit)
-        counted = [(weight, side) for weight, side in zip(guidance.weights, sides, strict=True) if weight != 0]
-        if self.skip.scale and guidance.audio == 0:
-            counted.append((0.0, conditions))  # what the network says without its layer is held against this one
-        self.terms = [(weight, dit.prepare(side, frames, levels)) for weight, side in counted]
-        self.dit, self.attend, self.dtype = dit, attend or FullAttention(), conditions.text.dtype
+        guidance.skip.require(dit)
+        sides = [side for side, needed in zip(sides, guidance.needed, strict=True) if needed]
+        self.sides = [dit.prepare(side, frames, levels) for side in sides]
+        self.dit, self.guidance, self.attend = dit, guidance, attend or FullAttention()
+        self.dtype, self.given = conditions.text.dtype, conditions.prefix
 
     def __call__(self, x: Tensor, level: float) -> Tensor:
         """The network computes in the conditions' precision; the sum of its predictions is in that of the state x."""
-        own, skip = x.to(self.dtype), self.skip
+        own, sigma = x.to(self.dtype), level / flow.LEVELS
 
         def told(prepared: Prepared, *skipped: int) -> Tensor:
             return self.dit(own, level, prepared, self.attend, *skipped).to(x.dtype)
 
-        found = [(weight, told(prepared)) for weight, prepared in self.terms]
-        guided = sum(weight * predicted for weight, predicted in found)
-        if scale := skip.at(level / flow.LEVELS):
-            guided = guided + scale * (found[-1][1] - told(self.terms[-1][1], skip.layer))
+        found, skip = [told(side) for side in self.sides], self.guidance.skip
+        guided = self.guidance.combined(found, x - sigma * found[-1], self.given)
+        if scale := skip.at(sigma):
+            guided = guided + scale * (found[-1] - told(self.sides[-1], skip.layer))
         return guided
 
 
@@ -79,7 +63,7 @@ def sample(
     *,
     steps: int = 50,
     order: int = 1,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance = PLAIN,
     given: Tensor | None = None,
     attend: Attend | None = None,
     visit: Callable[[int, Tensor], None] | None = None,
@@ -136,7 +120,7 @@ def sample_clip(
     prefix: int = 4,
     steps: int = 50,
     order: int = 1,
-    guidance: Guidance = Guidance(),
+    guidance: Guidance = PLAIN,
     visit: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[Tensor]:
     """Yields the new latents of window after window: `window` of them, then `window - prefix` each.

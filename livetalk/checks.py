@@ -56,13 +56,6 @@ def known_order(order: int, group: str = "") -> None:
         raise ValueError(f"{group}order {order}: 1 for Euler's steps, 2 for steps of second order")
 
 
-def known_guidance(group: str, text_scale: float, audio_scale: float) -> None:
-    """On text and on audio. Raises ValueError for a scale below 0 or beyond MOST_GUIDANCE."""
-    for name, scale in (("text_scale", text_scale), ("audio_scale", audio_scale)):
-        if not 0 <= scale <= MOST_GUIDANCE:
-            raise ValueError(f"{group}{name} {scale}: choose a number from 0 to {MOST_GUIDANCE:g}")
-
-
 def known_levels(name: str, levels: tuple[float, float]) -> None:
     """Raises ValueError unless a setting is a lowest and a highest noise level, from 0, clean, to 1, noise."""
     low, high = levels

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from livetalk.checks import MOST_GUIDANCE, at_least, known_guidance, known_name, known_order, known_part
+from livetalk.checks import MOST_GUIDANCE, at_least, known_name, known_order, known_part, shares
 from livetalk.data.curation.settings import PrepareRun
 from livetalk.data.world.take import WorldConfig
 from livetalk.data.world_samples import WorldSamples
 from livetalk.evaluation.ablations import AblateRun
 from livetalk.evaluation.judges import JudgesConfig
 from livetalk.evaluation.objective import ObjectiveConfig
-from livetalk.flow import SkipLayer
+from livetalk.flow import Guided, SkipLayer
 from livetalk.geometry import Geometry
 from livetalk.models.audio import AudioConfig
 from livetalk.models.dit import DiTConfig
@@ -53,9 +53,8 @@ END_SECONDS = 10  # of a long clip's start and end that are compared
 
 
 @dataclass(frozen=True)
-class TeacherSampling:
-    """Many-step sampling of a bidirectional model with guidance on text and on audio (flow.guide), and by itself
-    without a layer. order: as sample."""
+class TeacherSampling(Guided):
+    """Many-step sampling of a bidirectional model under guidance. order: as sample."""
 
     steps: int = 50
     text_scale: float = 1.5
@@ -63,13 +62,12 @@ class TeacherSampling:
     negative_prompt: str = ""
     prefix: int = 4
     order: int = 1
-    skip: SkipLayer = SkipLayer()
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"teacher.steps {self.steps}: at least 1 step is needed")
         known_order(self.order, "teacher.")
-        known_guidance("teacher.", self.text_scale, self.audio_scale)
+        self.check_guidance("teacher.")
 
 
 @dataclass(frozen=True)
@@ -255,7 +253,7 @@ def _known_source(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class PairsRun:
+class PairsRun(Guided):
     """`scripts/generate_ode_pairs.sh`: trajectories of a family's teacher, to runs/NAME/pairs.
 
     count, held_out: pairs to train on and to judge by; shard: pairs a file, chunk: pairs a pass. Pictures, sound and
@@ -287,9 +285,6 @@ class PairsRun:
     timesteps: tuple[float, ...] = CausalSampling().timesteps
     steps: int = 48
     order: int = 1
-    text_scale: float = 2.0
-    audio_scale: float = 2.0
-    skip: SkipLayer = SkipLayer()
     negative_prompt: str = ""
     seed: int = 0
     spoiled: float = 0.0
@@ -304,7 +299,7 @@ class PairsRun:
         at_least(0, self, "seed", "workers")
         known_part(self.part, self.parts)
         known_order(self.order)
-        known_guidance("", self.text_scale, self.audio_scale)
+        self.check_guidance()
         _known_source(self.source)
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
@@ -434,6 +429,7 @@ class EvaluateRun:
     order: int = 1
     scales: tuple[float, ...] = (2.0,)
     text_scales: tuple[float, ...] = ()
+    parallel: float = 1.0
     skip: SkipLayer = SkipLayer()
     negative_prompt: str = ""
     prefix: int = 4
@@ -465,6 +461,7 @@ class EvaluateRun:
         if len(self.text_scales) not in (0, len(self.scales)):
             raise ValueError(f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}")
         known_order(self.order)
+        shares(self, "parallel")
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:
             raise ValueError(f"long_seconds={self.long_seconds}: give 0, or {2 * END_SECONDS} or more")
         if self.voice2 == 1:

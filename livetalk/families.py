@@ -31,7 +31,7 @@ from livetalk.pipeline import LiveTalkPipeline, Progress, Sampler, no_progress
 from livetalk.rollout import Noise, gaussian, new_cache, rollout
 from livetalk.streaming.pace import StreamConfig
 from livetalk.streaming.performer import Performer
-from OmniAvatar.sampling import Guidance, covered, sample_clip, windows
+from OmniAvatar.sampling import covered, sample_clip, windows
 
 SHIPPED = Path(__file__).parent / "assets"
 NANO_NOTICE = (
@@ -78,7 +78,7 @@ class TeacherSampler:
             prefix=settings.prefix,
             steps=settings.steps,
             order=settings.order,
-            guidance=Guidance(settings.text_scale, settings.audio_scale, settings.skip),
+            guidance=settings.guidance,
             visit=visit,
         )
 

@@ -6,12 +6,13 @@ v = noise - x0 (Lipman et al., arXiv:2210.02747). The timestep a network is told
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from livetalk.checks import at_least, known_levels
+from livetalk.checks import MOST_GUIDANCE, at_least, known_levels, shares
 
 SHIFT = 5.0
 LEVELS = 1000
@@ -109,3 +110,89 @@ class SkipLayer:
         """Raises ValueError unless a transformer has the layer that is to be left out, if one is."""
         if self.scale and self.layer >= len(network.blocks):
             raise ValueError(f"skip.layer={self.layer}: the network has layers 0 to {len(network.blocks) - 1}")
+
+
+def scaling_part(change: Tensor, clean: Tensor) -> Tensor:
+    """The part of a change [B, C, F, h, w] that only scales how each place of clean latents moves, less or more: its
+    projection, place by place, on what the latents deviate by from their mean over time."""
+    motion = clean - clean.mean(2, keepdim=True)
+    size = motion.square().sum((1, 2), keepdim=True).clamp_min(1e-4)
+    return (change * motion).sum((1, 2), keepdim=True) / size * motion
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance on text and on audio (`guide`); scales of 1 and 1 give the plain conditional prediction.
+
+    parallel: how much is kept of what guidance on audio does to the size of motion, 1 all of it (scaling_part).
+    Without it the sound is followed as closely, but mouths do not open wider than people's (after adaptive projected
+    guidance, Sadat et al., arXiv:2410.02416). skip: guidance by the network without one of its layers.
+    """
+
+    text: float = 1.0
+    audio: float = 1.0
+    parallel: float = 1.0
+    skip: SkipLayer = SkipLayer()
+
+    def __str__(self) -> str:
+        """As reports and columns say it."""
+        alike = self.text == self.audio
+        told = f"guidance {self.audio:g}" if alike else f"guidance {self.text:g} on text and {self.audio:g} on sound"
+        told += f", {self.parallel:g} of its parallel part" if self._projects else ""
+        return told + (f", layer {self.skip.layer} skipped {self.skip.scale:g}" if self.skip.scale else "")
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """What the null, the text-only and the full prediction count in the guided one; they add up to 1."""
+        return 1 - self.text, self.text - self.audio, self.audio
+
+    @property
+    def needed(self) -> tuple[bool, bool, bool]:
+        """Which of the null, the text-only and the full prediction have to be computed."""
+        null, text, full = (weight != 0 for weight in self.weights)
+        return null, text or self._projects, full or self._projects or self.skip.scale != 0
+
+    @property
+    def passes(self) -> int:
+        """Passes of the network that a guided prediction takes."""
+        return sum(self.needed) + (self.skip.scale != 0)
+
+    def combined(self, predicted: Sequence[Tensor], clean: Tensor, given: int) -> Tensor:
+        """The guided prediction of those that are `needed` [B, C, F, h, w], in order, flows or clean ones, before a
+        layer is skipped. clean: the full prediction as a clean one; given: latent frames at its start that are not
+        predicted but known."""
+        there = dict(zip([side for side in range(3) if self.needed[side]], predicted, strict=True))
+        guided = sum(weight * there[side] for side, weight in enumerate(self.weights) if weight != 0)
+        if self._projects:
+            change = (1 - self.parallel) * (1 - self.audio) * (there[2] - there[1])
+            scaled = scaling_part(change[:, :, given:], clean[:, :, given:])
+            guided = torch.cat([guided[:, :, :given], guided[:, :, given:] + scaled], dim=2)
+        return guided
+
+    @property
+    def _projects(self) -> bool:
+        return self.parallel != 1 and self.audio != 1
+
+
+PLAIN = Guidance()
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Settings of a guided teacher, in words of a config: see Guidance."""
+
+    text_scale: float = 2.0
+    audio_scale: float = 2.0
+    parallel: float = 1.0
+    skip: SkipLayer = SkipLayer()
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(self.text_scale, self.audio_scale, self.parallel, self.skip)
+
+    def check_guidance(self, group: str = "") -> None:
+        """Raises ValueError for scales below 0 or beyond MOST_GUIDANCE, and for a `parallel` that is no share."""
+        for name in ("text_scale", "audio_scale"):
+            if not 0 <= getattr(self, name) <= MOST_GUIDANCE:
+                raise ValueError(f"{group}{name} {getattr(self, name)}: choose a number from 0 to {MOST_GUIDANCE:g}")
+        shares(self, "parallel")

@@ -46,3 +46,46 @@ def test_guidance_has_one_meaning():
     assert torch.allclose(flow.guide(null, text, full, 0, 0), null)
     assert torch.allclose(flow.guide(null, text, full, 3, 3), null + 3 * (full - null))
     assert torch.allclose(flow.guide(null, text, full, 3, 0), null + 3 * (text - null))
+
+
+def latents(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_what_only_scales_motion_is_found_place_by_place():
+    clean = latents(0, 2, 3, 5, 4, 4)
+    still = clean.mean(2, keepdim=True)
+    gain = torch.linspace(-1, 2, 16).reshape(4, 4).double()
+    assert torch.allclose(flow.scaling_part(gain * (clean - still), clean), gain * (clean - still), rtol=1e-4)
+    assert flow.scaling_part(still.expand_as(clean), clean).abs().max() < 1e-12, "what stays the same moves nothing"
+    rest = (change := latents(1, 2, 3, 5, 4, 4)) - flow.scaling_part(change, clean)
+    assert (rest * (clean - still)).sum((1, 2)).abs().max() < 1e-3 < change.abs().max()
+    assert torch.equal(flow.scaling_part(change, torch.ones_like(clean)), torch.zeros_like(clean)), "no motion, no gain"
+
+
+@pytest.mark.parametrize("parallel", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("scales", [(1.5, 1.5), (1.25, 3.0), (1.5, 1.0), (1.0, 2.0)])
+def test_guidance_may_keep_a_part_of_what_sound_does_to_the_size_of_motion(scales, parallel):
+    null, text, full, clean = (latents(seed, 1, 2, 6, 3, 3) for seed in range(4))
+    guidance = flow.Guidance(*scales, parallel=parallel)
+    told = [side for side, needed in zip((null, text, full), guidance.needed, strict=True) if needed]
+    assert len(told) == guidance.passes
+    moved = guidance.combined(told, clean, 2) - flow.guide(null, text, full, *scales)
+    assert moved[:, :, :2].abs().max() < 1e-12, "what is given is not touched"
+    change = (scales[1] - 1) * (full - text)[:, :, 2:]
+    wanted = (parallel - 1) * flow.scaling_part(change, clean[:, :, 2:])
+    assert torch.allclose(moved[:, :, 2:], wanted) and (parallel == 1 or scales[1] == 1 or wanted.abs().max() > 0.01)
+
+
+@pytest.mark.parametrize(
+    "guidance, said, passes",
+    [
+        (flow.PLAIN, "guidance 1", 1),
+        (flow.Guidance(1.5, 1.5), "guidance 1.5", 2),
+        (flow.Guidance(1.5, 1.5, 0.3), "guidance 1.5, 0.3 of its parallel part", 3),
+        (flow.Guidance(1, 2, skip=flow.SkipLayer(0.6, 4)), "guidance 1 on text and 2 on sound, layer 4 skipped 0.6", 3),
+        (flow.Guidance(0, 0, skip=flow.SkipLayer(0.6, 4)), "guidance 0, layer 4 skipped 0.6", 3),
+    ],
+)
+def test_guidance_says_what_it_is_and_counts_its_passes(guidance, said, passes):
+    assert (str(guidance), guidance.passes) == (said, passes)

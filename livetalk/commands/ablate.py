@@ -192,7 +192,7 @@ class Ablation:
         )
         dmd, critic = self.dmd.dmd, self.dmd.critic
         if variant == "plain":
-            dmd = replace(dmd, text_scale=run.plain_scale, audio_scale=run.plain_scale, skip=SkipLayer())
+            dmd = replace(dmd, text_scale=run.plain_scale, audio_scale=run.plain_scale, parallel=1.0, skip=SkipLayer())
             train, critic = (replace(one, lr=one.lr * run.plain_rates) for one in (train, critic))
         own = {"name": f"{run.name}/{folder.name}", "family": str(folder / "family"), "device": run.device}
         clean = run.pairs or str(self.folder / "pairs")
@@ -381,9 +381,7 @@ class Ablation:
         run, baseline, plain = self.run, self.dmd_run(BASELINE, 0), self.dmd_run("plain", 0)
 
         def said(one: DmdRun) -> str:
-            text, sound = one.dmd.text_scale, one.dmd.audio_scale
-            guidance = f"{text:g}" if text == sound else f"{text:g} on text and {sound:g} on sound"
-            return f"guidance {guidance}, rates {one.train.lr:.2g} and {one.critic.lr:.2g}"
+            return f"{one.dmd.guidance}, rates {one.train.lr:.2g} and {one.critic.lr:.2g}"
 
         starts = "; ".join(f"{name}: {told}" for name, told in content["students"].items())
         return (

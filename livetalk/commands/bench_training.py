@@ -285,10 +285,8 @@ def arithmetic(run: BenchTrainingRun, name: str, step: int) -> int:
         return flops.ode_flops(sizes[SIZE], run.geometry)
     config = run.dmd
     learns = config.learns(step)
-    alike = config.text_scale == config.audio_scale
-    guided = (3 if not alike else 1 if config.text_scale == 1 else 2) + bool(config.skip.scale)
     three = (sizes[SIZE], sizes[SIZE], sizes[CASES[name]])
-    return flops.dmd_flops(*three, run.geometry, step % len(run.timesteps), guided, learns)
+    return flops.dmd_flops(*three, run.geometry, step % len(run.timesteps), config.guidance.passes, learns)
 
 
 def about(device: torch.device, processes: int, limits: Limits) -> dict[str, str]:

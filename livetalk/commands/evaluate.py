@@ -64,6 +64,7 @@ scales=[2.0]       guidance on text and sound, one column of the teacher each; t
 text_scales=[1.5]  guidance on text where it is another than on sound, as many as scales
 decoder=vae|small  of all columns; auto: as at inference
 clips=N steps=N    how many clips, and the teacher's sampling steps for each
+parallel=0.3       share that is kept of what guidance on sound does to the size of the teacher's motion
 skip.scale=S       the teacher away from itself without layer skip.layer, at noise levels skip.levels=[0.4,0.75]
 order=2            steps of second order for the teacher, which keep the variance that Euler's (1) lose
 voice2=N           N clips more, spoken by the second engine, in a table of their own; left out if it is not installed
@@ -102,10 +103,10 @@ class Family:
     def _teacher(self, dit: WanDiT, text: float, audio: float) -> tuple[str, TeacherSampler]:
         """By its name in reports."""
         run = self.run
-        settings = TeacherSampling(run.steps, text, audio, run.negative_prompt, run.prefix, run.order, run.skip)
-        name = f"teacher, guidance {audio:g}" + (f", on text {text:g}" if text != audio else "")
-        name += f", layer {run.skip.layer} skipped {run.skip.scale:g}" if run.skip.scale else ""
-        return name, TeacherSampler(dit, self.text, run.geometry, settings)
+        names = ("steps", "negative_prompt", "prefix", "order", "parallel", "skip")
+        shared = {name: getattr(run, name) for name in names}
+        settings = TeacherSampling(text_scale=text, audio_scale=audio, **shared)
+        return f"teacher, {settings.guidance}", TeacherSampler(dit, self.text, run.geometry, settings)
 
     def conditions(self, clips: Sequence[EvaluationClip], latents: int) -> Conditions:
         """For `latents` latent frames, silence where the clips' sound has ended; encoded once for all methods."""

@@ -39,7 +39,6 @@ from livetalk.parts import load_part, missing_parts, require_parts, sized
 from livetalk.pipeline import read_request
 from livetalk.training import distributed
 from OmniAvatar.ode_pairs import clip_noise, stops, trajectory
-from OmniAvatar.sampling import Guidance
 
 log = logging.getLogger(__name__)
 ENCODERS = ("vae", "audio", "text")
@@ -59,6 +58,7 @@ manifest=FILE          lines prompt@@image@@audio to use instead of the syntheti
 prepared=FOLDER        what prepare_data left, runs/NAME: its clips, and those that it held out
 clips=FOLDER           encoded clips, such as runs/NAME/clips, to train on instead of freshly made ones
 text_scale=S audio_scale=S  the teacher's guidance
+parallel=0.3           share that is kept of what guidance on sound does to the size of motion: mouths that open too far
 skip.scale=S skip.layer=N skip.levels=[0.4,0.75]  away from itself without a layer, at those noise levels
 steps=N order=2        its steps, and their order: 1 (Euler), or 2, which keeps the variance that Euler's steps lose
 features=FOLDER        keeps what text and audio encoder make there, for other runs too
@@ -256,6 +256,8 @@ class Generator:
         }
         if run.order != 1:
             settings["order"] = run.order
+        if run.parallel != 1:
+            settings["parallel"] = run.parallel
         if run.skip.scale:
             settings["skip"] = asdict(run.skip)
         if run.spoiled and split != HELD_OUT:
@@ -288,7 +290,7 @@ class Generator:
                 run.timesteps,
                 steps=run.steps,
                 order=run.order,
-                guidance=Guidance(run.text_scale, run.audio_scale, run.skip),
+                guidance=run.guidance,
                 attend=self.attend,
             )
         return states.to("cpu", pairs.STORED)

@@ -62,7 +62,8 @@ train.steps=N      iterations, of which the student learns at every dmd.every-th
 tracking=offline   figures, sheets and videos to Weights & Biases too: off, offline, online; project=NAME
 score=score        follow the judgement of the family's part `score`, a larger teacher
 size=1.3b score_size=14b  what teacher and score must be of; a dry run needs no weights then
-train.lr, critic.lr, dmd.text_scale, dmd.audio_scale   rates, and the teacher's guidance; dmd.skip.scale: by itself
+train.lr, critic.lr, dmd.text_scale, dmd.audio_scale   rates, and the teacher's guidance; dmd.parallel=0.3: share that
+                       is kept of what guidance on sound does to the size of motion; dmd.skip.scale: guidance by itself
                        without layer dmd.skip.layer, at noise levels dmd.skip.levels
 Without --config: configs/train_dmd.yaml where there is a GPU, else configs/train_dmd_debug.yaml.
 """

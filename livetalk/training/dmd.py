@@ -34,8 +34,8 @@ SCORED = (20.0, 980.0)
 
 
 @dataclass(frozen=True)
-class DmdConfig:
-    """text_scale, audio_scale, skip: the teacher's guidance (flow.guide, flow.SkipLayer); the critic has none.
+class DmdConfig(flow.Guided):
+    """The guidance (flow.Guided) is the teacher's; the critic has none.
 
     every: the student learns at every so-many-th iteration, the critic at each; critic_first: iterations in which the
     critic learns alone. windowed: roll out with the window and anchors of inference, or with all that came before.
@@ -43,9 +43,6 @@ class DmdConfig:
     `prefix` latent frames are given clean, as to a teacher that continues a clip.
     """
 
-    text_scale: float = 2.0
-    audio_scale: float = 2.0
-    skip: flow.SkipLayer = flow.SkipLayer()
     every: int = 5
     critic_first: int = 0
     windowed: bool = True
@@ -54,7 +51,8 @@ class DmdConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "every", "prefix")
-        at_least(0, self, "critic_first", "latents", "text_scale", "audio_scale")
+        at_least(0, self, "critic_first", "latents")
+        self.check_guidance("dmd.")
 
     def learns(self, step: int) -> bool:
         """Whether the student learns at a step, beside the critic."""
@@ -242,30 +240,17 @@ class DmdObjective:
         return errors.mean(), by_noise("loss", errors, t)
 
     def guided(self, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The teacher's clean prediction [B, C, F, h, w] under guidance."""
-        skip = self.config.skip
-        guided, full = self._guided(noisy, t, conditions)
-        if not skip.scale:
-            return guided
-        without = self._clean(self.teacher, noisy, t, conditions, skip.layer)
-        scale = flow.expand(skip.at(flow.sigma_of(t)), noisy)
-        return guided.double() + scale * (full.double() - without.double())
-
-    def _guided(self, noisy: Tensor, t: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """Under guidance on text and on audio, and the plain conditional one, in one pass where that needs several."""
-        config = self.config
-        if config.text_scale == config.audio_scale == 1:
-            full = self._clean(self.teacher, noisy, t, conditions)
-            return full, full
-        if config.text_scale == config.audio_scale:  # what hears nothing but is told the prompt cancels out
-            told = Conditions.cat([conditions.null(self.null), conditions])
-            clean = self._clean(self.teacher, noisy.repeat(2, 1, 1, 1, 1), t.repeat(2), told)
-            null, full = clean.double().chunk(2)
-            return flow.guide(null, null, full, config.text_scale, config.audio_scale), full
-        told = Conditions.cat([conditions.null(self.null), conditions.without_audio(), conditions])
-        clean = self._clean(self.teacher, noisy.repeat(3, 1, 1, 1, 1), t.repeat(3), told)
-        null, text, full = clean.double().chunk(3)
-        return flow.guide(null, text, full, config.text_scale, config.audio_scale), full
+        """The teacher's clean prediction [B, C, F, h, w] under guidance, in one pass but for that without a layer."""
+        guidance, sides = self.config.guidance, (conditions.null(self.null), conditions.without_audio(), conditions)
+        told = [side for side, needed in zip(sides, guidance.needed, strict=True) if needed]
+        many = len(told)
+        clean = self._clean(self.teacher, noisy.repeat(many, 1, 1, 1, 1), t.repeat(many), Conditions.cat(told))
+        found = clean.double().chunk(many)
+        guided, skip = guidance.combined(found, found[-1], conditions.prefix), guidance.skip
+        if skip.scale:
+            without = self._clean(self.teacher, noisy, t, conditions, skip.layer)
+            guided = guided + flow.expand(skip.at(flow.sigma_of(t)), noisy) * (found[-1] - without.double())
+        return guided
 
     def _clean(self, dit: WanDiT, noisy: Tensor, t: Tensor, conditions: Conditions, *skip: int) -> Tensor:
         predicted = flow_of(dit, noisy, t, conditions, FullAttention(), self.group, *skip)

@@ -246,7 +246,7 @@ def test_a_dry_run_of_the_debug_run_needs_no_weights(tmp_path, monkeypatch, caps
 def test_text_may_have_another_scale(run):
     family = Family(replace(run, scales=(1.5, 2.5), text_scales=(1.5, 1.0)), CPU, ["teacher"])
     found = {name: (one.settings.text_scale, one.settings.audio_scale) for name, one in family.teachers.items()}
-    assert found == {"teacher, guidance 1.5": (1.5, 1.5), "teacher, guidance 2.5, on text 1": (1.0, 2.5)}
+    assert found == {"teacher, guidance 1.5": (1.5, 1.5), "teacher, guidance 1 on text and 2.5 on sound": (1.0, 2.5)}
 
 
 def test_a_dry_run_counts_students_and_caches(run, capsys):

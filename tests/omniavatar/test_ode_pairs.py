@@ -13,12 +13,12 @@ from livetalk.conditions import Conditions
 from livetalk.data import encoded, pairs
 from livetalk.data.spoil import MOTIONLESS, spoilt
 from livetalk.data.world.clip import World
-from livetalk.flow import SkipLayer
+from livetalk.flow import Guidance, SkipLayer
 from livetalk.models.attention import FullAttention
 from livetalk.parts import load_part
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE
 from OmniAvatar.ode_pairs import clip_noise, stops, trajectory
-from OmniAvatar.sampling import Guidance, sample
+from OmniAvatar.sampling import sample
 from tests.models.test_dit import clip, tiny
 
 LEVELS = (1000.0, 937.5, 2500 / 3, 625.0)
@@ -75,7 +75,7 @@ def test_a_trajectory_may_lead_away_from_a_teacher_without_a_layer():
     dit, (noise, conditions) = tiny(), clip()
     empty = torch.zeros_like(conditions.text)
     plain, away = (
-        trajectory(dit, conditions, empty, noise, LEVELS, steps=8, guidance=Guidance(3, 2, skip))
+        trajectory(dit, conditions, empty, noise, LEVELS, steps=8, guidance=Guidance(3, 2, skip=skip))
         for skip in (SkipLayer(), SkipLayer(0.6, layer=1))
     )
     # The steps to its fourth stop, at 0.625, and to the end begin at levels of the layer.

@@ -3,8 +3,9 @@ import torch
 
 from livetalk import flow
 from livetalk.conditions import Conditions, pin
+from livetalk.flow import Guidance
 from livetalk.models.attention import FullAttention
-from OmniAvatar.sampling import Guidance, GuidedFlow, covered, sample, sample_clip, windows
+from OmniAvatar.sampling import GuidedFlow, covered, sample, sample_clip, windows
 from tests.models.test_dit import clip, tiny
 
 LEVELS = [800.0, 500.0, 300.0]
@@ -20,7 +21,7 @@ def test_guided_flow_is_the_formula_and_skips_what_counts_nothing(scales):
     parts = [dit(x, 800.0, side, FullAttention()) for side in sides]
     guided = GuidedFlow(dit, conditions, empty, 6, Guidance(*scales), [800.0])
     assert torch.allclose(guided(x, 800.0), flow.guide(*parts, *scales))
-    assert len(guided.terms) == {(1, 1): 1, (3, 3): 2, (4, 6): 3, (0, 0): 1, (2, 0): 2}[scales]
+    assert len(guided.sides) == {(1, 1): 1, (3, 3): 2, (4, 6): 3, (0, 0): 1, (2, 0): 2}[scales]
 
 
 @torch.no_grad()
@@ -30,7 +31,8 @@ def test_a_layer_left_out_drives_the_flow_away_at_its_noise_levels_alone(scales)
     x, conditions = clip()
     empty = torch.zeros_like(conditions.text)
     plain, guided = (
-        GuidedFlow(dit, conditions, empty, 6, each, LEVELS) for each in (Guidance(*scales), Guidance(*scales, skip))
+        GuidedFlow(dit, conditions, empty, 6, each, LEVELS)
+        for each in (Guidance(*scales), Guidance(*scales, skip=skip))
     )
     assert torch.equal(plain(x, 800.0), guided(x, 800.0)) and torch.equal(plain(x, 300.0), guided(x, 300.0))
     away = dit(x, 500.0, conditions, FullAttention()) - dit(x, 500.0, conditions, FullAttention(), skip=1)

@@ -31,6 +31,7 @@ from livetalk.training.dmd import (
 )
 from livetalk.training.health import HealthConfig, HopelessError
 from livetalk.training.trainer import Learning, TrainConfig, Trainer
+from OmniAvatar.sampling import GuidedFlow
 from tests.models.test_dit import TINY, cache_for, clip, tiny
 
 CACHE = CacheConfig(9, 3, 3)
@@ -256,6 +257,19 @@ def test_guidance_is_that_of_flow_and_passes_in_one_batch_equal_passes_alone():
     told.config = replace(told.config, text_scale=1.0, audio_scale=1.0)
     plain = flow.x0_from_flow(x, flows[2], t / 1000)
     assert torch.allclose(told.guided(x, t, conditions).float(), plain, atol=1e-4)
+
+
+def test_the_size_of_motion_is_taken_from_the_guided_teacher_as_in_sampling():
+    told = objective(text_scale=1.5, audio_scale=3.0, parallel=0.25)
+    x, scored = scored_of(told)
+    conditions, null = scored.conditions, told.null.expand(2, -1, -1)
+    sampled = GuidedFlow(told.teacher, conditions, null, x.shape[2], told.config.guidance, [700.0])
+    with torch.no_grad():
+        wanted = flow.x0_from_flow(x, sampled(x, 700.0), flow.sigma_of(700.0))
+    t = torch.full((2,), 700.0, dtype=torch.float64)
+    assert torch.allclose(told.guided(x.detach(), t, conditions).float(), wanted.float(), atol=1e-4)
+    told.config = replace(told.config, parallel=1.0)
+    assert not torch.allclose(told.guided(x.detach(), t, conditions).float(), wanted.float(), atol=1e-3)
 
 
 @pytest.mark.parametrize("scales", [(3.0, 2.0), (3.0, 3.0), (1.0, 1.0)])
