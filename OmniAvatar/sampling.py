@@ -48,7 +48,7 @@ class GuidedFlow:
             return self.dit(own, level, prepared, self.attend, *skipped).to(x.dtype)
 
         found, skip = [told(side) for side in self.sides], self.guidance.skip
-        guided = self.guidance.combined(found, x - sigma * found[-1], self.given)
+        guided = self.guidance.combined(found, lambda full: x - sigma * full, self.given)
         if scale := skip.at(sigma):
             guided = guided + scale * (found[-1] - told(self.sides[-1], skip.layer))
         return guided

@@ -301,6 +301,9 @@ class PairsRun(Guided):
         known_order(self.order)
         self.check_guidance()
         _known_source(self.source)
+        if self.source == "teacher_causal" and self.parallel != 1:
+            why = "the size of motion is read from the whole clip, of which a causal teacher sees a part"
+            raise ValueError(f"parallel={self.parallel:g}: {why}; add parallel=1")
         if not 0 <= self.spoiled <= 1:
             raise ValueError(f"spoiled={self.spoiled}: it is a share, give a number from 0 to 1")
         if "," in self.prepared:
@@ -459,7 +462,9 @@ class EvaluateRun:
             given = f"scales={list(self.scales)}, text_scales={list(self.text_scales)}"
             raise ValueError(f"{given}: give some, from 0 to {MOST_GUIDANCE:g}, such as scales=[2.0]")
         if len(self.text_scales) not in (0, len(self.scales)):
-            raise ValueError(f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}")
+            raise ValueError(
+                f"text_scales={list(self.text_scales)}: give one for each of scales={list(self.scales)}, or []"
+            )
         known_order(self.order)
         shares(self, "parallel")
         if self.long_seconds and self.long_seconds < 2 * END_SECONDS:

@@ -6,13 +6,13 @@ v = noise - x0 (Lipman et al., arXiv:2210.02747). The timestep a network is told
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from livetalk.checks import MOST_GUIDANCE, at_least, known_levels, shares
+from livetalk.checks import MOST_GUIDANCE, at_least, known_levels
 
 SHIFT = 5.0
 LEVELS = 1000
@@ -126,7 +126,8 @@ class Guidance:
 
     parallel: how much is kept of what guidance on audio does to the size of motion, 1 all of it (scaling_part).
     Without it the sound is followed as closely, but mouths do not open wider than people's (after adaptive projected
-    guidance, Sadat et al., arXiv:2410.02416). skip: guidance by the network without one of its layers.
+    guidance, Sadat et al., arXiv:2410.02416). It is read from all frames of a clip, and takes the text-only pass even
+    where both scales are the same. skip: guidance by the network without one of its layers, a pass more.
     """
 
     text: float = 1.0
@@ -157,15 +158,15 @@ class Guidance:
         """Passes of the network that a guided prediction takes."""
         return sum(self.needed) + (self.skip.scale != 0)
 
-    def combined(self, predicted: Sequence[Tensor], clean: Tensor, given: int) -> Tensor:
+    def combined(self, predicted: Sequence[Tensor], clean: Callable[[Tensor], Tensor], given: int) -> Tensor:
         """The guided prediction of those that are `needed` [B, C, F, h, w], in order, flows or clean ones, before a
-        layer is skipped. clean: the full prediction as a clean one; given: latent frames at its start that are not
+        layer is skipped. clean: makes a prediction a clean one; given: latent frames at its start that are not
         predicted but known."""
         there = dict(zip([side for side in range(3) if self.needed[side]], predicted, strict=True))
         guided = sum(weight * there[side] for side, weight in enumerate(self.weights) if weight != 0)
         if self._projects:
             change = (1 - self.parallel) * (1 - self.audio) * (there[2] - there[1])
-            scaled = scaling_part(change[:, :, given:], clean[:, :, given:])
+            scaled = scaling_part(change[:, :, given:], clean(there[2])[:, :, given:])
             guided = torch.cat([guided[:, :, :given], guided[:, :, given:] + scaled], dim=2)
         return guided
 
@@ -195,4 +196,5 @@ class Guided:
         for name in ("text_scale", "audio_scale"):
             if not 0 <= getattr(self, name) <= MOST_GUIDANCE:
                 raise ValueError(f"{group}{name} {getattr(self, name)}: choose a number from 0 to {MOST_GUIDANCE:g}")
-        shares(self, "parallel")
+        if not 0 <= self.parallel <= 1:
+            raise ValueError(f"{group}parallel {self.parallel}: it is a share, choose a number from 0 to 1")

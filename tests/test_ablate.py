@@ -18,6 +18,7 @@ from livetalk.config import OdeRun
 from livetalk.data import encoded, pairs
 from livetalk.evaluation.ablations import ABLATIONS, LONG_BASELINE, LONG_CLAIMS
 from livetalk.evaluation.judges import Judges, JudgesConfig, save_judges
+from livetalk.flow import PLAIN, SkipLayer
 from livetalk.training.dmd import STUDENT, DmdConfig, DmdObjective
 from livetalk.training.trainer import Trainer
 
@@ -95,11 +96,12 @@ def test_every_variant_is_run_from_what_it_says_and_only_once(run, family, capsy
 
 def test_variants_differ_in_what_they_are_named_for(run):
     whole = Ablation(replace(run, plain_scale=1.0, plain_rates=0.5))
+    whole.dmd = replace(whole.dmd, dmd=replace(whole.dmd.dmd, parallel=0.0, skip=SkipLayer(0.6, 1)))
     base, short, plain, spoiled = (whole.dmd_run(name, 3) for name in ABLATIONS)
     assert replace(short, name="one", family="") == replace(base, name="one", family="")
     assert replace(spoiled, name="one", family="", pairs="") == replace(base, name="one", family="", pairs="")
     assert spoiled.pairs == "runs/a/spoiled/pairs" and base.pairs == "runs/a/pairs"
-    assert (plain.dmd.text_scale, plain.dmd.audio_scale) == (1, 1)
+    assert plain.dmd.guidance == PLAIN != base.dmd.guidance
     assert (plain.train.lr, plain.critic.lr) == (base.train.lr / 2, base.critic.lr / 2)
     assert base.train.seed == 3 and base.train.steps == run.steps and base.health.patience == 0
     assert len({one.family for one in (base, short, plain, spoiled)}) == 4
@@ -112,6 +114,9 @@ def test_the_report_says_how_strong_guidance_was(run, text, sound, said):
     whole = Ablation(run)
     whole.dmd = replace(whole.dmd, dmd=replace(whole.dmd.dmd, text_scale=text, audio_scale=sound))
     assert f"baseline: {said}" in whole.about({"students": {}})
+    stored = {"dmd.text_scale": 1.25, "dmd.audio_scale": 1.75, "train.lr": 3e-5, "critic.lr": 3e-5}
+    content = {"students": {}, "results": [{"variant": "baseline", "settings": stored}]}
+    assert "baseline: guidance 1.25 on text and 1.75 on sound, rates 3e-05" in whole.about(content)
 
 
 def test_work_is_shared_cut_off_by_the_clock_and_reported_together(run, tmp_path, capsys, monkeypatch):

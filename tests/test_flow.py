@@ -70,7 +70,7 @@ def test_guidance_may_keep_a_part_of_what_sound_does_to_the_size_of_motion(scale
     guidance = flow.Guidance(*scales, parallel=parallel)
     told = [side for side, needed in zip((null, text, full), guidance.needed, strict=True) if needed]
     assert len(told) == guidance.passes
-    moved = guidance.combined(told, clean, 2) - flow.guide(null, text, full, *scales)
+    moved = guidance.combined(told, lambda _: clean, 2) - flow.guide(null, text, full, *scales)
     assert moved[:, :, :2].abs().max() < 1e-12, "what is given is not touched"
     change = (scales[1] - 1) * (full - text)[:, :, 2:]
     wanted = (parallel - 1) * flow.scaling_part(change, clean[:, :, 2:])

@@ -37,7 +37,7 @@ from livetalk.evaluation.ablations import BASELINE, CHECKPOINTS, LONG_FIGURES, r
 from livetalk.evaluation.evaluate import drift_name
 from livetalk.evaluation.report import Report, figures, finite
 from livetalk.families import CausalSampler
-from livetalk.flow import SkipLayer
+from livetalk.flow import Guidance, SkipLayer
 from livetalk.parts import card_of, missing_parts, require_parts
 from livetalk.training.dmd import DmdConfig
 
@@ -378,16 +378,21 @@ class Ablation:
 
     def about(self, content: dict[str, Any]) -> str:
         """What was run, in a sentence or two."""
-        run, baseline, plain = self.run, self.dmd_run(BASELINE, 0), self.dmd_run("plain", 0)
+        run, baseline = self.run, self.dmd_run(BASELINE, 0)
 
-        def said(one: DmdRun) -> str:
-            return f"{one.dmd.guidance}, rates {one.train.lr:.2g} and {one.critic.lr:.2g}"
+        def said(variant: str) -> str:
+            """By what was stored with its results, which may be of other settings than those of today."""
+            of = [one["settings"] for one in content.get("results", ()) if one["variant"] == variant]
+            it = of[0] if of else self.decided_by(variant, 0)
+            skip = SkipLayer(it.get("dmd.skip.scale", 0.0), it.get("dmd.skip.layer", 0))
+            guidance = Guidance(it["dmd.text_scale"], it["dmd.audio_scale"], it.get("dmd.parallel", 1.0), skip)
+            return f"{guidance}, rates {it['train.lr']:.2g} and {it['critic.lr']:.2g}"
 
         starts = "; ".join(f"{name}: {told}" for name, told in content["students"].items())
         return (
             f"DMD for {run.steps} iterations ({updates(baseline.dmd, run.steps)} updates of the student), seen every "
-            f"{run.save_every}, on {run.shown} held-out clips, the same for all. baseline: {said(baseline)}; plain: "
-            f"{said(plain)}; spoiled: {run.spoiled:.0%} of the pairs; short_ode: {run.short_ode} steps of ODE "
+            f"{run.save_every}, on {run.shown} held-out clips, the same for all. baseline: {said(BASELINE)}; plain: "
+            f"{said('plain')}; spoiled: {run.spoiled:.0%} of the pairs; short_ode: {run.short_ode} steps of ODE "
             f"initialisation. The starts: {starts or 'not made yet'}."
         )
 

@@ -61,11 +61,12 @@ family=FOLDER      the family to measure, by its own frozen judges
 split=NAME         dev, test or test-voice2; settings are chosen on dev, figures reported on test
 methods=[teacher,student]  columns: teacher, student, student_ode; without it all that the family has
 scales=[2.0]       guidance on text and sound, one column of the teacher each; the best by Frechet distance is compared
-text_scales=[1.5]  guidance on text where it is another than on sound, as many as scales
+text_scales=[1.5]  guidance on text where it is another than on sound, as many as scales; [] for the same
 decoder=vae|small  of all columns; auto: as at inference
 clips=N steps=N    how many clips, and the teacher's sampling steps for each
 parallel=0.3       share that is kept of what guidance on sound does to the size of the teacher's motion
 skip.scale=S       the teacher away from itself without layer skip.layer, at noise levels skip.levels=[0.4,0.75]
+                   configs/evaluate.yaml sets all four; plain: scales=[1.5] text_scales=[] parallel=1 skip.scale=0
 order=2            steps of second order for the teacher, which keep the variance that Euler's (1) lose
 voice2=N           N clips more, spoken by the second engine, in a table of their own; left out if it is not installed
 timing=true        seconds to denoise and decode one clip of 5 s, on the device of the run

@@ -51,7 +51,8 @@ PREPARED = {"train": "clips", HELD_OUT: "held_out"}
 KEYS = """
 name=NAME              pairs go to runs/NAME/pairs; the same name continues where a run stopped
 family=FOLDER          the family whose teacher is followed
-source=teacher_causal  follow the causal teacher (train_teacher.sh flow.causal=3) instead of the bidirectional one
+source=teacher_causal  follow the causal teacher (train_teacher.sh flow.causal=3) instead of the bidirectional one,
+                       whose guidance is plain (parallel=1)
 count=N held_out=N     pairs to train on, and pairs to judge training by
 manifest=FILE          lines prompt@@image@@audio to use instead of the synthetic world; the last ones are held out;
                        files are sought from the manifest's folder, then from the current one

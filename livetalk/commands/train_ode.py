@@ -114,7 +114,8 @@ def pairs_run(run: OdeRun) -> PairsRun:
     """The run that makes this run's pairs."""
     path = Path(run.pairs_config)
     settings = load(path if path.is_absolute() else CONFIGS / path, run="generate_ode_pairs")
-    return replace(settings, name=run.name, family=run.family, device=run.device, source=run.source)
+    parallel = 1.0 if run.source == "teacher_causal" else settings.parallel
+    return replace(settings, name=run.name, family=run.family, device=run.device, source=run.source, parallel=parallel)
 
 
 class Training:

@@ -240,13 +240,14 @@ class DmdObjective:
         return errors.mean(), by_noise("loss", errors, t)
 
     def guided(self, noisy: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The teacher's clean prediction [B, C, F, h, w] under guidance, in one pass but for that without a layer."""
+        """The teacher's clean prediction [B, C, F, h, w] under guidance, in float64; in one pass but for that without a
+        layer."""
         guidance, sides = self.config.guidance, (conditions.null(self.null), conditions.without_audio(), conditions)
         told = [side for side, needed in zip(sides, guidance.needed, strict=True) if needed]
         many = len(told)
         clean = self._clean(self.teacher, noisy.repeat(many, 1, 1, 1, 1), t.repeat(many), Conditions.cat(told))
         found = clean.double().chunk(many)
-        guided, skip = guidance.combined(found, found[-1], conditions.prefix), guidance.skip
+        guided, skip = guidance.combined(found, lambda full: full, conditions.prefix), guidance.skip
         if skip.scale:
             without = self._clean(self.teacher, noisy, t, conditions, skip.layer)
             guided = guided + flow.expand(skip.at(flow.sigma_of(t)), noisy) * (found[-1] - without.double())

@@ -15,9 +15,10 @@ from livetalk.commands import evaluate as command
 from livetalk.commands import evaluation_clips
 from livetalk.commands.evaluate import Bench, Family, evaluate_family, present_methods
 from livetalk.commands.evaluation_clips import VOICE2, has_voice, make_clips, require_voice
-from livetalk.config import EvaluateRun, load
+from livetalk.config import EvaluateRun, TeacherSampling, load
 from livetalk.data.world.take import WorldConfig
 from livetalk.evaluation.judges import Judges, JudgesConfig, save_judges
+from livetalk.flow import SkipLayer
 from livetalk.geometry import Geometry
 from livetalk.models.small_decoder import SmallDecoder, SmallDecoderConfig
 from livetalk.models.vae import WanVAE
@@ -247,6 +248,16 @@ def test_text_may_have_another_scale(run):
     family = Family(replace(run, scales=(1.5, 2.5), text_scales=(1.5, 1.0)), CPU, ["teacher"])
     found = {name: (one.settings.text_scale, one.settings.audio_scale) for name, one in family.teachers.items()}
     assert found == {"teacher, guidance 1.5": (1.5, 1.5), "teacher, guidance 1 on text and 2.5 on sound": (1.0, 2.5)}
+
+
+def test_the_teacher_is_guided_as_the_run_says(run):
+    told = {"steps": 3, "order": 2, "prefix": 2, "negative_prompt": "dull", "parallel": 0.25, "skip": SkipLayer(0.6, 1)}
+    family = Family(replace(run, scales=(2.0,), text_scales=(1.25,), **told), CPU, ["teacher"])
+    ((name, teacher),) = family.teachers.items()
+    wanted = "guidance 1.25 on text and 2 on sound, 0.25 of its parallel part, layer 1 skipped 0.6"
+    assert name == f"teacher, {wanted}" and teacher.settings == TeacherSampling(
+        text_scale=1.25, audio_scale=2.0, **told
+    )
 
 
 def test_a_dry_run_counts_students_and_caches(run, capsys):

@@ -14,7 +14,7 @@ from livetalk.data import encoded, pairs
 from livetalk.data.spoil import MOTIONLESS, spoilt
 from livetalk.data.world.clip import World
 from livetalk.flow import Guidance, SkipLayer
-from livetalk.models.attention import FullAttention
+from livetalk.models.attention import BlockCausal, FullAttention
 from livetalk.parts import load_part
 from livetalk.pipeline import EXAMPLE_AUDIO, EXAMPLE_IMAGE
 from OmniAvatar.ode_pairs import clip_noise, stops, trajectory
@@ -81,6 +81,23 @@ def test_a_trajectory_may_lead_away_from_a_teacher_without_a_layer():
     # The steps to its fourth stop, at 0.625, and to the end begin at levels of the layer.
     assert torch.equal(plain[:, :3], away[:, :3])
     assert all(not torch.allclose(plain[:, stop], away[:, stop]) for stop in (3, 4))
+
+
+@pytest.mark.parametrize("skip", [SkipLayer(), SkipLayer(0.6, layer=1)])
+def test_a_causal_teacher_s_first_block_does_not_know_what_comes(skip):
+    dit, (noise, conditions) = tiny(), clip()
+    later = torch.cat([noise[:, :, :3], torch.randn_like(noise[:, :, 3:])], dim=2)
+    empty, attend = torch.zeros_like(conditions.text), BlockCausal(3)
+
+    def first(start, parallel):
+        guidance = Guidance(1.5, 3, parallel, skip)
+        return trajectory(dit, conditions, empty, start, LEVELS, steps=8, guidance=guidance, attend=attend)[:, :, :3]
+
+    assert torch.allclose(first(noise, 1.0), first(later, 1.0))
+    # What each place moves by is read from the whole clip.
+    assert not torch.allclose(first(noise, 0.0), first(later, 0.0), atol=1e-3)
+    with pytest.raises(ValueError, match="parallel=0: .* of which a causal teacher sees a part; add parallel=1"):
+        config.PairsRun(source="teacher_causal", parallel=0.0)
 
 
 def test_noise_belongs_to_a_clip():
@@ -152,7 +169,7 @@ def test_what_does_not_fit_is_refused(run, tmp_path):
     teacher = encoded.fingerprint(load_part(run.family, "teacher"))
     folder = Path("runs/a/pairs/train")
     pairs.load(folder, run.timesteps, teacher)
-    for other in ({"text_scale": 5.0}, {"skip": SkipLayer(0.6, layer=1)}):
+    for other in ({"text_scale": 5.0}, {"parallel": 0.0}, {"skip": SkipLayer(0.6, layer=1)}):
         with pytest.raises(ValueError, match="other settings"):
             make_pairs(replace(run, **other), torch.device("cpu"), (0, 1))
     with pytest.raises(ValueError, match="no ODE pairs: make them with"):

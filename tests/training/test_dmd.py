@@ -259,10 +259,12 @@ def test_guidance_is_that_of_flow_and_passes_in_one_batch_equal_passes_alone():
     assert torch.allclose(told.guided(x, t, conditions).float(), plain, atol=1e-4)
 
 
-def test_the_size_of_motion_is_taken_from_the_guided_teacher_as_in_sampling():
-    told = objective(text_scale=1.5, audio_scale=3.0, parallel=0.25)
+@pytest.mark.parametrize("prefix", [1, 3])
+@pytest.mark.parametrize("skip", [flow.SkipLayer(), flow.SkipLayer(0.6, layer=1)])
+def test_the_size_of_motion_is_taken_from_the_guided_teacher_as_in_sampling(skip, prefix):
+    told = objective(text_scale=1.5, audio_scale=3.0, parallel=0.25, skip=skip)
     x, scored = scored_of(told)
-    conditions, null = scored.conditions, told.null.expand(2, -1, -1)
+    conditions, null = replace(scored.conditions, prefix=prefix), told.null.expand(2, -1, -1)
     sampled = GuidedFlow(told.teacher, conditions, null, x.shape[2], told.config.guidance, [700.0])
     with torch.no_grad():
         wanted = flow.x0_from_flow(x, sampled(x, 700.0), flow.sigma_of(700.0))
