@@ -24,7 +24,7 @@ from livetalk.commands.memory import clip_activations, table, training_rows
 from livetalk.commands.train_nano import card_of, train_nano
 from livetalk.config import InferenceRun, TeacherRun, flat, load
 from livetalk.data import encoded
-from livetalk.data.world.clip import World
+from livetalk.data.world.clip import World, shut_latents, take_tracks
 from livetalk.data.world.prompts import Attributes, describe
 from livetalk.data.world.take import generator
 from livetalk.devices import device_of, precision_of, settle_gpu
@@ -51,6 +51,7 @@ prepared=FOLDER        clips of your own videos, as prepare_data left them in ru
                        prepared=FOLDER,FOLDER: of several shapes, of which each step takes one
 start=FOLDER           a family whose teacher and text encoder to begin with, instead of random weights
 lora.rank=N            fine-tune the family's teacher, or that of `start`, by adapters of rank N
+flow.places.shut_more=N  how much more lids count where they are shut, at noise levels flow.places.lids_at=[0,0.6]
 flow.causal=3          fine-tune the family's teacher so that blocks of 3 latent frames see no later ones
 world.face_model=FILE  a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
 Without --config: configs/train_teacher.yaml where there is a GPU, else configs/train_teacher_debug.yaml.
@@ -72,7 +73,7 @@ Made = tuple[dict[str, Tensor], list[str]]
 
 @contextmanager
 def drawing(run: TeacherRun, device: torch.device) -> Iterator[Callable[[int, int], Made]]:
-    """What renders the training clips from one to before another: frames uint8, sound and prompts."""
+    """What renders the training clips from one to before another: frames uint8, sound, when lids are shut; prompts."""
     frames = frames_of_latents(run.clip_latents)
     workers = min(run.workers, os.cpu_count() or 1) if run.clips > 64 else 0
     with World(run.world, device=device, workers=workers) as world:
@@ -83,7 +84,9 @@ def drawing(run: TeacherRun, device: torch.device) -> Iterator[Callable[[int, in
                 shown.append(batch.frames.cpu())  # a shard is a gigabyte
                 takes += batch.takes
             pcm = torch.stack([torch.from_numpy(take.pcm) for take in takes])
-            return {"frames": torch.cat(shown), "pcm": pcm}, [take.prompt for take in takes]
+            blinks = torch.stack([torch.from_numpy(take_tracks(take)["blink"]) for take in takes])
+            made = {"frames": torch.cat(shown), "pcm": pcm, "shut": shut_latents(blinks)}
+            return made, [take.prompt for take in takes]
 
         yield draw
 
@@ -115,7 +118,8 @@ def encode(run: TeacherRun, source: Path, folder: Path, device: torch.device, pa
                 encoded.encode_excerpt(frames, pcm, vae, audio, dtype)
                 for frames, pcm in zip(shard["frames"].split(run.chunk), shard["pcm"].split(run.chunk), strict=True)
             ]
-            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, prompts
+            known = {"shut": shard["shut"]} if "shut" in shard else {}
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} | known, prompts
 
         encoded.write(folder, run.clips, run.shard, description, make, part)
 

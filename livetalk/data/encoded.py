@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,20 +33,22 @@ class EncodedClips:
     """N clips of F latents, T = 4F - 3 frames: latents [N, 16, F, h, w], audio [N, T, C], a prompt each.
 
     Latent 0 of a clip depends on its first frame alone, so it is the reference image's latent too, unless that image
-    was improved: reference [N, 16, 1, h, w].
+    was improved: reference [N, 16, 1, h, w]. shut: boolean [N, F], the latent frames that hold a frame of a blink; of
+    rendered clips alone.
     """
 
     latents: Tensor
     audio: Tensor
     prompts: list[str]
     reference: Tensor | None = None
+    shut: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def to(self, device: torch.device | str) -> EncodedClips:
-        reference = None if self.reference is None else self.reference.to(device)
-        return EncodedClips(self.latents.to(device), self.audio.to(device), self.prompts, reference)
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     @property
     def references(self) -> Tensor:
@@ -176,7 +178,9 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 def load(folder: Path) -> EncodedClips:
     """All clips of a complete folder. Raises ValueError if shards are missing."""
     parts = [read_shard(path) for path in shards(folder)]
-    tensors = {name: torch.cat([tensors[name] for tensors, _ in parts]) for name in parts[0][0]}
+    # Shards of before `shut` was kept may lie beside newer ones.
+    names = set.intersection(*(set(tensors) for tensors, _ in parts))
+    tensors = {name: torch.cat([tensors[name] for tensors, _ in parts]) for name in names}
     return EncodedClips(prompts=[prompt for _, prompts in parts for prompt in prompts], **tensors)
 
 

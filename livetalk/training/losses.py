@@ -33,9 +33,9 @@ class Places:
             if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
                 raise ValueError(f"{name}={getattr(self, name)}: give top, left, bottom and right, shares from 0 to 1")
 
-    def weight(self, height: int, width: int, device: torch.device, with_lids: Tensor | None = None) -> Tensor:
-        """[h, w] of mean 1, each place by how much of it the boxes cover; [B, 1, 1, h, w] of clips of which some, by
-        with_lids boolean [B], count lids more."""
+    def weight(self, height: int, width: int, device: torch.device, lids_more: Tensor | None = None) -> Tensor:
+        """[h, w] of mean 1, each place by how much of it the boxes cover; [B, 1, F, h, w], of mean 1 over each clip, of
+        clips in whose latent frames lids count lids_more [B, F] more (F 1: in all)."""
         rows, columns = (torch.arange(side, device=device) / side for side in (height, width))
 
         def covered(box: Box) -> Tensor:
@@ -45,27 +45,32 @@ class Places:
                 width * ((columns + 1 / width).clamp_max(right) - columns.clamp_min(left)).clamp_min(0),
             )
 
-        lids = self.lids_more * covered(self.lids)
-        if with_lids is not None:
-            lids = lids * with_lids[:, None, None, None, None]
-        weight = 1 + lids + self.lips_more * covered(self.lips)
-        return weight / weight.mean((-2, -1), keepdim=True)
+        more = self.lids_more if lids_more is None else lids_more[:, None, :, None, None]
+        weight = 1 + more * covered(self.lids) + self.lips_more * covered(self.lips)
+        return weight / weight.mean((-2, -1) if lids_more is None else (2, 3, 4), keepdim=True)
 
 
 @dataclass(frozen=True)
 class NoisedPlaces(Places):
-    """Places in clips that are noised. lids_at: the lowest and the highest noise level (0 clean, 1 noise) at which lids
-    count more."""
+    """Places in clips that are noised. shut_more: how much more lids count, beside lids_more, in latent frames in which
+    they are shut: a blink is a twentieth of what lids cost, so that a small network does without. lids_at: the lowest
+    and the highest noise level (0 clean, 1 noise) at which all that is done; where nothing of a blink can be seen,
+    shut_more makes one likelier than it is."""
 
+    shut_more: float = 0.0
     lids_at: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least(0, self, "shut_more")
         known_levels("lids_at", self.lids_at)
 
-    def weight_at(self, height: int, width: int, sigma: Tensor) -> Tensor:
-        """[B, 1, 1, h, w] of noise levels [B]: see `weight`."""
-        return self.weight(height, width, sigma.device, flow.within(sigma, self.lids_at))
+    def weight_at(self, height: int, width: int, sigma: Tensor, shut: Tensor | None = None) -> Tensor:
+        """[B, 1, F, h, w] of noise levels [B] and of shut [B, F], where lids are; F 1 without: see `weight`."""
+        more = torch.full_like(sigma[:, None], self.lids_more, dtype=torch.float32)
+        if shut is not None:
+            more = more + self.shut_more * shut
+        return self.weight(height, width, sigma.device, more * flow.within(sigma, self.lids_at)[:, None])
 
 
 def moving_weight(clip: Tensor, strength: float, most: float = 8.0) -> Tensor:
@@ -87,10 +92,10 @@ def flow_loss(
     place_weight: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the flow. skip: [B, F] boolean, latent frames left out; moving: see moving_weight;
-    place_weight: [h, w] or [B, 1, 1, h, w], how much each counts (Places.weight)."""
+    place_weight: [h, w] or [B, 1, 1 or F, h, w], how much each counts (Places.weight)."""
     error = (predicted.float() - flow.flow_target(x0, noise).float()).square()
     weight = moving_weight(x0, moving) * (1 if place_weight is None else place_weight)
-    error = (error * (weight / weight.mean((3, 4), keepdim=True))).mean(dim=(1, 3, 4))
+    error = (error * (weight / weight.mean((2, 3, 4), keepdim=True))).mean(dim=(1, 3, 4))
     if skip is None:
         return error.mean()
     kept = (~skip).to(error)

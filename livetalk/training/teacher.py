@@ -87,6 +87,9 @@ class FlowMatchingObjective:
         length = clips.latents.shape[2]
         if config.latents > length:
             raise ValueError(f"flow.latents={config.latents} on clips of {length}: a window is no longer than a clip")
+        if config.places.shut_more and clips.shut is None:
+            why = "these clips do not say when lids are shut, which rendered ones do"
+            raise ValueError(f"flow.places.shut_more={config.places.shut_more:g}: {why}; render them again, or set 0")
         self.dit, self.text, self.clips, self.prompts, self.config = dit, text, clips, prompts, config
         self.attend = BlockCausal(config.causal) if config.causal else FullAttention()
 
@@ -94,7 +97,7 @@ class FlowMatchingObjective:
         return {"dit": self.dit} if self.text is None else {"dit": self.dit, "text": self.text}
 
     def loss(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, conditions = self.sample(step, batch, generator)
+        x0, conditions, shut = self.sample(step, batch, generator)
         device = x0.device
         sigma = flow.shift_sigma(torch.rand(batch, generator=generator, device=device).double(), self.config.shift)
         noise = torch.randn(x0.shape, generator=generator, device=device)
@@ -102,8 +105,8 @@ class FlowMatchingObjective:
         xt = torch.where(given[:, None, None], x0, flow.add_noise(x0, noise, sigma))
         predicted = self.dit(xt, 1000 * sigma, conditions, self.attend)
         skip, config = given.expand(batch, -1), self.config
-        loss = flow_loss(predicted, x0, noise, skip, config.moving, config.places.weight_at(*x0.shape[3:], sigma))
-        return loss, {}
+        places = config.places.weight_at(*x0.shape[3:], sigma, shut)
+        return flow_loss(predicted, x0, noise, skip, config.moving, places), {}
 
     @property
     def tokens(self) -> int:
@@ -114,8 +117,9 @@ class FlowMatchingObjective:
         share = self.config.continued if self.clips.latents.shape[2] > self.config.latents else 0.0
         return int((step + 1) * share) > int(step * share)
 
-    def sample(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Conditions]:
-        """Clean latents [B, 16, latents, h, w] and their conditions: all starts of clips, or all continuations.
+    def sample(self, step: int, batch: int, generator: torch.Generator) -> tuple[Tensor, Conditions, Tensor | None]:
+        """Clean latents [B, 16, latents, h, w], their conditions, and where lids are shut [B, latents], if that is
+        known: all starts of clips, or all continuations.
 
         One kind a step, so that the known prefix has one length in a batch.
         """
@@ -132,7 +136,9 @@ class FlowMatchingObjective:
         dropped = torch.where(heard[:, 0], config.drop_text, max(config.drop_text, 0.5))
         text = self._text(chosen, torch.rand(batch, 1, generator=generator, device=device) >= dropped)
         reference = data.latents[chosen, :, :1].float()
-        return latents, Conditions(text, reference, audio.float() * heard, prefix=config.prefix if continued else 1)
+        shut = None if data.shut is None else data.shut[chosen[:, None], index]
+        prefix = config.prefix if continued else 1
+        return latents, Conditions(text, reference, audio.float() * heard, prefix=prefix), shut
 
     def _text(self, chosen: Tensor, told: Tensor) -> Tensor:
         prompts = self.prompts

@@ -173,6 +173,19 @@ def test_a_shard_holds_any_tensors_and_its_prompts(tmp_path):
     assert tensors["frames"].tolist() == [[2, 2]] and prompts == ["ä"]
 
 
+@pytest.mark.parametrize("older", [True, False])
+def test_when_lids_are_shut_is_known_of_a_folder_if_it_is_of_all_its_shards(tmp_path, older):
+    def make(start, stop):
+        tensors = {"latents": torch.zeros(stop - start, 16, 2, 1, 1), "audio": torch.zeros(stop - start, 5, 1)}
+        if start or not older:
+            tensors["shut"] = torch.tensor([[False, True]]).expand(stop - start, -1)
+        return tensors, [""] * (stop - start)
+
+    write(tmp_path, 4, 2, {}, make)
+    clips = load(tmp_path).to("cpu")
+    assert len(clips) == 4 and (clips.shut is None if older else clips.shut.tolist() == [[False, True]] * 4)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"{", "is not JSON"), (b"[]", "no mapping but a list"), (b"{}", "lacks count, size"), (b"\xff", "not UTF-8")],

@@ -73,6 +73,22 @@ def test_lids_count_more_at_their_noise_levels_alone():
         assert torch.allclose(level, wanted)
 
 
+def test_shut_lids_count_more_in_their_latent_frames_at_their_noise_levels():
+    places = NoisedPlaces(lids=(0.0, 0.0, 0.5, 0.5), lids_more=1.0, shut_more=6.0, lids_at=(0.0, 0.6))
+    shut = torch.tensor([[False, True, False], [False, False, False], [False, True, False]])
+    weight = places.weight_at(4, 4, torch.tensor([0.3, 0.3, 0.9]), shut)
+    assert weight.shape == (3, 1, 3, 4, 4) and torch.allclose(weight.mean((1, 2, 3, 4)), torch.ones(3))
+    # A quarter of the picture is lids: in all 12 quarters of the first clip 9 + 2 + 8 + 2 are counted.
+    assert torch.allclose(weight[0, 0, :, 0, 0] * 21 / 12, torch.tensor([2.0, 8.0, 2.0]))
+    assert torch.allclose(weight[0, 0, :, 3, 3] * 21 / 12, torch.ones(3))
+    assert torch.allclose(weight[1, 0, :, 0, 0], torch.full((3,), 8 / 5)) and torch.allclose(weight[2], torch.ones(4))
+    x0, noise = draw(3, 16, 3, 4, 4), draw(3, 16, 3, 4, 4, seed=1)
+    wrong = flow.flow_target(x0, noise).clone()
+    wrong[0, 0, 1, 0, 0] += 1
+    found = flow_loss(wrong, x0, noise, place_weight=weight)
+    assert found.item() == pytest.approx(8 * 12 / 21 / x0.numel(), rel=1e-4)
+
+
 @pytest.mark.parametrize("levels", [(0.5, 0.5), (0.8, 0.4), (-0.1, 0.5), (0.5, 1.1)])
 def test_noise_levels_that_are_none_are_refused(levels):
     with pytest.raises(ValueError, match="lids_at=.*the lower noise level first"):

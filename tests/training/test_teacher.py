@@ -73,7 +73,7 @@ def test_a_causal_teacher_sees_no_later_blocks():
     torch.manual_seed(0)
     made = objective(causal=2)
     assert made.attend == BlockCausal(2) and objective().attend == FullAttention()
-    x0, conditions = made.sample(0, 2, generator())
+    x0, conditions, _ = made.sample(0, 2, generator())
     x0 = torch.randn(x0.shape)
     later = x0.clone()
     later[:, :, 4:] += 1
@@ -93,7 +93,7 @@ def test_clips_no_longer_than_a_window_are_never_continued():
 def test_windows_are_consecutive_latents_and_continuations_begin_later():
     made, starts = objective(), set()
     for step in range(20):
-        x0, conditions = made.sample(step, 8, generator(step))
+        x0, conditions, _ = made.sample(step, 8, generator(step))
         clip, start = clip_and_start(x0)
         assert x0.shape == (8, 16, CONFIG.latents, 4, 4)
         want = 20 * clip[:, None] + start[:, None] + torch.arange(CONFIG.latents)
@@ -105,7 +105,7 @@ def test_windows_are_consecutive_latents_and_continuations_begin_later():
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_window_hears_the_sound_of_its_own_latents_and_sees_the_clips_first_frame(step):
-    x0, conditions = objective().sample(step, 8, generator())
+    x0, conditions, _ = objective().sample(step, 8, generator())
     clip, start = clip_and_start(x0)
     assert conditions.first == 0 and conditions.prefix == (1 if step == 0 else CONFIG.prefix)
     assert torch.equal(conditions.reference[:, 0, 0, 0, 0].long(), 20 * clip)
@@ -120,7 +120,7 @@ def test_a_window_hears_the_sound_of_its_own_latents_and_sees_the_clips_first_fr
 @torch.no_grad()
 def test_prompts_are_those_of_the_clips_and_dropped_ones_the_empty_prompt():
     made = objective()
-    x0, conditions = made.sample(0, 8, generator())
+    x0, conditions, _ = made.sample(0, 8, generator())
     clip, _ = clip_and_start(x0)
     assert torch.allclose(conditions.text, made.text.encode([str(n) for n in clip.tolist()]), atol=1e-6)
     dropped = objective(drop_text=1.0).sample(0, 8, generator())[1]
@@ -163,7 +163,7 @@ def test_the_sampler_gives_a_window_what_training_gave_it():
     wanted = {0: (0, None), 3: (2, None)}
     for start, (step, _) in wanted.items():
         for seed in range(100):
-            x0, conditions = made.sample(step, 1, generator(seed))
+            x0, conditions, _ = made.sample(step, 1, generator(seed))
             if clip_and_start(x0) == (torch.tensor([1]), torch.tensor([start])):
                 wanted[start] = (x0, conditions)
                 break
@@ -242,7 +242,7 @@ def test_it_learns_a_toy_set_by_heart(tmp_path):
     Trainer(made, settings, tmp_path).fit()
     assert error() < 0.5 * before
     with torch.no_grad():
-        x0, conditions = made.sample(0, 16, generator())
+        x0, conditions, _ = made.sample(0, 16, generator())
         noise = torch.cat([x0[:, :, :1], torch.randn(x0[:, :, 1:].shape, generator=generator())], dim=2)
         made_x0 = noise - made.dit(noise, torch.full((16,), 1000.0), conditions, FullAttention())
     colour = made_x0[:, :, 1:].mean((1, 2, 3, 4))
@@ -253,6 +253,20 @@ def test_it_learns_a_toy_set_by_heart(tmp_path):
 def test_windows_that_cannot_be_are_refused(changes):
     with pytest.raises(ValueError, match="no longer than a clip|longer than its prefix|prefix=0: give 1"):
         objective(**changes)
+
+
+def test_where_lids_are_shut_goes_with_the_window_and_counts():
+    frames = torch.arange(CLIPS)[:, None] + torch.arange(LATENTS)
+    clips = replace(encoded(), shut=frames % 3 == 0)
+    places = NoisedPlaces(lids=(0.0, 0.0, 0.5, 1.0), shut_more=5.0)
+    made = objective(clips=clips, places=places, continued=1.0)
+    x0, _, shut = made.sample(0, 8, generator())
+    clip, latent = x0[:, 0, :, 0, 0].long() // 20, x0[:, 0, :, 0, 0].long() % 20
+    assert torch.equal(shut, (clip + latent) % 3 == 0) and 0 < shut.float().mean() < 1
+    plain = objective(clips=clips, continued=1.0)
+    assert not torch.equal(made.loss(0, 4, generator())[0], plain.loss(0, 4, generator())[0])
+    with pytest.raises(ValueError, match="flow.places.shut_more=5: these clips do not say when lids are shut"):
+        objective(places=places)
 
 
 @pytest.mark.parametrize("levels, counts", [((0.0, 1.0), True), ((0.0, 1e-6), False)])

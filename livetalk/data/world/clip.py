@@ -18,7 +18,9 @@ from livetalk.data.world.prompts import Attributes
 from livetalk.data.world.render import Renderer
 from livetalk.data.world.speech import Phone
 from livetalk.data.world.take import PERSON, SCENE, Take, WorldConfig, generator, prepare_many
-from livetalk.geometry import FPS
+from livetalk.geometry import FPS, TIME_STRIDE
+
+SHUT = 0.3  # of the track of lids (0 open, 1 shut): what is more is part of a blink
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ def take_tracks(take: Take) -> dict:
         "phonemes": inside,
         "speech": take.speech,
     }
+
+
+def shut_latents(blink: torch.Tensor) -> torch.Tensor:
+    """Boolean [N, F] of tracks of lids [N, 4F - 3] (0 open, 1 shut): latent frames that hold a frame of a blink."""
+    shut = blink > SHUT
+    return torch.cat([shut[:, :1], shut[:, 1:].unflatten(1, (-1, TIME_STRIDE)).any(2)], dim=1)
 
 
 def _clip(take: Take, pictures: np.ndarray, tracks: dict) -> Clip:
