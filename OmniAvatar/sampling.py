@@ -35,8 +35,7 @@ class GuidedFlow:
     ) -> None:
         sides = (conditions.null(null_text), conditions.without_audio(), conditions)
         guidance.skip.require(dit)
-        sides = [side for side, needed in zip(sides, guidance.needed, strict=True) if needed]
-        self.sides = [dit.prepare(side, frames, levels) for side in sides]
+        self.sides = [dit.prepare(side, frames, levels) for side in guidance.chosen(sides)]
         self.dit, self.guidance, self.attend = dit, guidance, attend or FullAttention()
         self.dtype, self.given = conditions.text.dtype, conditions.prefix
 

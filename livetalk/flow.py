@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from livetalk.checks import MOST_GUIDANCE, at_least, known_levels
 
+T = TypeVar("T")
 SHIFT = 5.0
 LEVELS = 1000
 
@@ -153,6 +155,10 @@ class Guidance:
         null, text, full = (weight != 0 for weight in self.weights)
         return null, text or self._projects, full or self._projects or self.skip.scale != 0
 
+    def chosen(self, sides: Sequence[T]) -> list[T]:
+        """Those that are `needed` of what belongs to the null, the text-only and the full prediction."""
+        return [side for side, needed in zip(sides, self.needed, strict=True) if needed]
+
     @property
     def passes(self) -> int:
         """Passes of the network that a guided prediction takes."""
@@ -162,7 +168,7 @@ class Guidance:
         """The guided prediction of those that are `needed` [B, C, F, h, w], in order, flows or clean ones, before a
         layer is skipped. clean: makes a prediction a clean one; given: latent frames at its start that are not
         predicted but known."""
-        there = dict(zip([side for side in range(3) if self.needed[side]], predicted, strict=True))
+        there = dict(zip(self.chosen(range(3)), predicted, strict=True))
         guided = sum(weight * there[side] for side, weight in enumerate(self.weights) if weight != 0)
         if self._projects:
             change = (1 - self.parallel) * (1 - self.audio) * (there[2] - there[1])

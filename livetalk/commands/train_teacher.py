@@ -24,7 +24,7 @@ from livetalk.commands.memory import clip_activations, table, training_rows
 from livetalk.commands.train_nano import card_of, train_nano
 from livetalk.config import InferenceRun, TeacherRun, flat, load
 from livetalk.data import encoded
-from livetalk.data.world.clip import World, shut_latents, take_tracks
+from livetalk.data.world.clip import World, shut_latents
 from livetalk.data.world.prompts import Attributes, describe
 from livetalk.data.world.take import generator
 from livetalk.devices import device_of, precision_of, settle_gpu
@@ -79,13 +79,13 @@ def drawing(run: TeacherRun, device: torch.device) -> Iterator[Callable[[int, in
     with World(run.world, device=device, workers=workers) as world:
 
         def draw(start: int, stop: int) -> Made:
-            shown, takes = [], []
+            shown, takes, blinks = [], [], []
             for batch in world.stream("train", range(start, stop), frames):
                 shown.append(batch.frames.cpu())  # a shard is a gigabyte
                 takes += batch.takes
+                blinks += [torch.from_numpy(tracks["blink"]) for tracks in batch.tracks]
             pcm = torch.stack([torch.from_numpy(take.pcm) for take in takes])
-            blinks = torch.stack([torch.from_numpy(take_tracks(take)["blink"]) for take in takes])
-            made = {"frames": torch.cat(shown), "pcm": pcm, "shut": shut_latents(blinks)}
+            made = {"frames": torch.cat(shown), "pcm": pcm, "shut": shut_latents(torch.stack(blinks))}
             return made, [take.prompt for take in takes]
 
         yield draw

@@ -243,7 +243,7 @@ class DmdObjective:
         """The teacher's clean prediction [B, C, F, h, w] under guidance, in float64; in one pass but for that without a
         layer."""
         guidance, sides = self.config.guidance, (conditions.null(self.null), conditions.without_audio(), conditions)
-        told = [side for side, needed in zip(sides, guidance.needed, strict=True) if needed]
+        told = guidance.chosen(sides)
         many = len(told)
         clean = self._clean(self.teacher, noisy.repeat(many, 1, 1, 1, 1), t.repeat(many), Conditions.cat(told))
         found = clean.double().chunk(many)

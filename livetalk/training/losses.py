@@ -66,9 +66,10 @@ class NoisedPlaces(Places):
         known_levels("lids_at", self.lids_at)
 
     def weight_at(self, height: int, width: int, sigma: Tensor, shut: Tensor | None = None) -> Tensor:
-        """[B, 1, F, h, w] of noise levels [B] and of shut [B, F], where lids are; F 1 without: see `weight`."""
+        """[B, 1, F, h, w] of noise levels [B] and of shut [B, F], where lids are, which shut_more needs; F 1 without
+        it: see `weight`."""
         more = torch.full_like(sigma[:, None], self.lids_more, dtype=torch.float32)
-        if shut is not None:
+        if self.shut_more:
             more = more + self.shut_more * shut
         return self.weight(height, width, sigma.device, more * flow.within(sigma, self.lids_at)[:, None])
 
