@@ -218,25 +218,46 @@ def card_of(part: Path) -> dict[str, Any]:
     return json.loads((part / CARD).read_text(encoding="utf-8")) if (part / CARD).is_file() else {}
 
 
-def lean_part(family: str | Path, name: str, towards: str, share: float, figures: dict[str, float]) -> Path:
+def lean_part(
+    family: str | Path,
+    name: str,
+    towards: str,
+    share: float,
+    figures: dict[str, float],
+    since: str | None = None,
+) -> Path:
     """Exports a part once more, its weights moved by `share` towards those of the part it was trained from: a middle
     that is often better than either end (Wortsman et al., arXiv:2109.01903). Moved twice, it goes on from there; its
     card says what of the weights is whose in the end.
 
-    figures: what was measured of it, for its card. Raises ValueError for a share that is none, another
-    network, or a part without a card.
+    since: an earlier state of `towards`; the part then learns from it, by `share`, what it learnt since that state
+    (Ilharco et al., arXiv:2212.04089), and nothing of its own is taken back. Both name a part of this family, or of
+    another: FAMILY/PART. figures: what was measured of it, for its card. Raises ValueError for a share that is none,
+    another network, or a part without a card.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: give a share from 0, as it is, to 1, the part it is moved to")
-    part, other = (load_part(family, each) for each in (name, towards))
-    if part.config != other.config:
-        raise ValueError(f"{towards} of {family} is another network than {name}: name the part it was trained from")
-    ends = part.state_dict(), other.state_dict()
-    weights = {key: torch.lerp(value.float(), ends[1][key].float(), share) for key, value in ends[0].items()}
+    part = load_part(family, name)
+    ends = {each: _part_named(family, each) for each in (towards, since) if each}
+    for each, other in ends.items():
+        if part.config != other.config:
+            raise ValueError(f"{each} of {family} is another network than {name}: name the part it was trained from")
+    end, origin = ends[towards].state_dict(), (ends[since] if since else part).state_dict()
+    weights = {
+        key: value.float() + share * (end[key].float() - origin[key].float())
+        for key, value in part.state_dict().items()
+    }
     if not (card := card_of(Path(family) / name)):
         raise ValueError(f"{name} of {family} has no {CARD}, which leaning adds to: give a part that was trained here")
-    before = card["settings"].get("leans", {})
-    leans = {whose: (1 - share) * held for whose, held in before.items()}
-    leans[towards] = leans.get(towards, 0.0) + share
+    kept = 1.0 if since else 1 - share
+    leans = {whose: kept * held for whose, held in card["settings"].get("leans", {}).items()}
+    whose = f"{towards} since {since}" if since else towards
+    leans[whose] = leans.get(whose, 0.0) + share
     settings = card["settings"] | {"leans": leans}
     return export_part(family, name, part.config, weights, Card(card["data_seed"], card["steps"], figures, settings))
+
+
+def _part_named(family: str | Path, name: str) -> nn.Module:
+    """A part of the family, or of another: FAMILY/PART."""
+    folder = Path(name) if "/" in name else Path(family, name)
+    return load_part(folder.parent, folder.name)

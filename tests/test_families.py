@@ -156,6 +156,22 @@ def test_a_part_leans_towards_what_it_was_trained_from(tmp_path, tiny_family):
     assert leans == pytest.approx({"teacher": 0.8 * 0.5 * 0.25 + 0.2, "student_ode": 0.8 * 0.5}), "of the end's weights"
 
 
+def test_a_part_learns_what_another_learnt_since(tmp_path, tiny_family):
+    family, earlier = tmp_path / "family", tmp_path / "earlier"
+    for name, folder, start in (("teacher", family, 1.0), ("student", family, 3.0), ("teacher", earlier, 0.5)):
+        part = parts.load_part(tiny_family, name)
+        weights = {key: torch.full_like(value, start) for key, value in part.state_dict().items()}
+        parts.export_part(folder, name, part.config, weights, parts.Card(3, 7, {}, {"leans": {"before": 0.25}}))
+    before = f"{earlier}/teacher"
+    parts.lean_part(family, "student", "teacher", 0.5, {}, since=before)
+    found = parts.load_part(family, "student").state_dict()
+    assert all((value == 3 + 0.5 * (1 - 0.5)).all() for value in found.values()), "nothing of its own is taken back"
+    leans = parts.card_of(family / "student")["settings"]["leans"]
+    assert leans == {"before": 0.25, f"teacher since {before}": 0.5}
+    parts.lean_part(family, "student", before, 0.5, {})
+    assert all((value == (3.25 + 0.5) / 2).all() for value in parts.load_part(family, "student").state_dict().values())
+
+
 def test_leaning_by_no_share_or_towards_another_network_is_refused(tmp_path, tiny_family):
     family = shutil.copytree(tiny_family, tmp_path / "family")
     with pytest.raises(ValueError, match=r"share=1.5: give a share from 0"):
