@@ -88,8 +88,8 @@ class FlowMatchingObjective:
         if config.latents > length:
             raise ValueError(f"flow.latents={config.latents} on clips of {length}: a window is no longer than a clip")
         if config.places.shut_more and clips.shut is None:
-            why = "these clips do not say when lids are shut, which rendered ones do"
-            raise ValueError(f"flow.places.shut_more={config.places.shut_more:g}: {why}; render them again, or set 0")
+            why = "these clips do not say when lids are shut, as rendered ones now do"
+            raise ValueError(f"flow.places.shut_more={config.places.shut_more:g}: {why}; set 0, or render them again")
         self.dit, self.text, self.clips, self.prompts, self.config = dit, text, clips, prompts, config
         self.attend = BlockCausal(config.causal) if config.causal else FullAttention()
 
