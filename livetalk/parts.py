@@ -226,32 +226,34 @@ def lean_part(
     figures: dict[str, float],
     since: str | None = None,
 ) -> Path:
-    """Exports a part once more, its weights moved by `share` towards those of the part it was trained from: a middle
-    that is often better than either end (Wortsman et al., arXiv:2109.01903). Moved twice, it goes on from there; its
-    card says what of the weights is whose in the end.
+    """Exports a part once more, its weights moved by `share` towards those of another: the part it was trained from,
+    since a middle is often better than either end (Wortsman et al., arXiv:2109.01903); or, with `since`, an earlier
+    state of `towards`, by `share` of what that has learnt from there on, nothing of its own being taken back (Ilharco
+    et al., arXiv:2212.04089). Moved twice, it goes on from there; its card says how much of whose is in it.
 
-    since: an earlier state of `towards`; the part then learns from it, by `share`, what it learnt since that state
-    (Ilharco et al., arXiv:2212.04089), and nothing of its own is taken back. Both name a part of this family, or of
-    another: FAMILY/PART. figures: what was measured of it, for its card. Raises ValueError for a share that is none,
-    another network, or a part without a card.
+    towards, since: parts of this family, or of another: FAMILY/PART. figures: what was measured of it, for its card.
+    Raises ValueError for a share that is none, no part, another network, or a part without a card.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: give a share from 0, as it is, to 1, the part it is moved to")
-    part = load_part(family, name)
-    ends = {each: _part_named(family, each) for each in (towards, since) if each}
-    for each, other in ends.items():
-        if part.config != other.config:
-            raise ValueError(f"{each} of {family} is another network than {name}: name the part it was trained from")
-    end, origin = ends[towards].state_dict(), (ends[since] if since else part).state_dict()
-    weights = {
-        key: value.float() + share * (end[key].float() - origin[key].float())
-        for key, value in part.state_dict().items()
-    }
+    part, other = load_part(family, name), _part_named(family, towards)
+    origin = _part_named(family, since) if since else part
+    for each, named in ((other, towards), (origin, since)):
+        if each.config != part.config:
+            whose = named if "/" in str(named) else f"{named} of {family}"
+            raise ValueError(
+                f"{whose} is another network than {name}: name the part it was trained from, or a state of it"
+            )
+    ends, start = other.state_dict(), origin.state_dict()
+    weights = {key: value.float() for key, value in part.state_dict().items()}
+    if since:
+        weights = {key: value + share * (ends[key].float() - start[key].float()) for key, value in weights.items()}
+    else:
+        weights = {key: torch.lerp(value, ends[key].float(), share) for key, value in weights.items()}
     if not (card := card_of(Path(family) / name)):
         raise ValueError(f"{name} of {family} has no {CARD}, which leaning adds to: give a part that was trained here")
-    kept = 1.0 if since else 1 - share
-    leans = {whose: kept * held for whose, held in card["settings"].get("leans", {}).items()}
-    whose = f"{towards} since {since}" if since else towards
+    kept, whose = (1.0, f"{towards} since {since}") if since else (1 - share, towards)
+    leans = {before: kept * held for before, held in card["settings"].get("leans", {}).items()}
     leans[whose] = leans.get(whose, 0.0) + share
     settings = card["settings"] | {"leans": leans}
     return export_part(family, name, part.config, weights, Card(card["data_seed"], card["steps"], figures, settings))
@@ -260,4 +262,6 @@ def lean_part(
 def _part_named(family: str | Path, name: str) -> nn.Module:
     """A part of the family, or of another: FAMILY/PART."""
     folder = Path(name) if "/" in name else Path(family, name)
+    if folder.name not in KINDS:
+        raise ValueError(f"{name}: a part is {', '.join(KINDS)}, or one of another family, as FAMILY/teacher")
     return load_part(folder.parent, folder.name)

@@ -178,5 +178,9 @@ def test_leaning_by_no_share_or_towards_another_network_is_refused(tmp_path, tin
         parts.lean_part(family, "student", "teacher", 1.5, {})
     with pytest.raises(ValueError, match="vae of .* is another network than student"):
         parts.lean_part(family, "student", "vae", 0.1, {})
+    with pytest.raises(ValueError, match=f"{family}/vae is another network than student"):
+        parts.lean_part(family, "student", "teacher", 0.1, {}, since=f"{family}/vae")
+    with pytest.raises(ValueError, match="teacher_old: a part is vae, "):
+        parts.lean_part(family, "student", "runs/before/teacher_old", 0.1, {})
     with pytest.raises(ValueError, match="student of .* has no card.json"):
         parts.lean_part(family, "student", "teacher", 0.1, {})
