@@ -236,20 +236,20 @@ def lean_part(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: give a share from 0, as it is, to 1, the part it is moved to")
-    part, other = load_part(family, name), _part_named(family, towards)
-    origin = _part_named(family, since) if since else part
-    for each, named in ((other, towards), (origin, since)):
-        if each.config != part.config:
-            whose = named if "/" in str(named) else f"{named} of {family}"
+    part = load_part(family, name)
+    states = {}
+    for named in filter(None, (towards, since)):
+        other = _part_named(family, named)
+        if other.config != part.config:
+            whose = named if "/" in named else f"{named} of {family}"
             raise ValueError(
                 f"{whose} is another network than {name}: name the part it was trained from, or a state of it"
             )
-    ends, start = other.state_dict(), origin.state_dict()
-    weights = {key: value.float() for key, value in part.state_dict().items()}
+        states[named] = {key: value.float() for key, value in other.state_dict().items()}
+    own, end = {key: value.float() for key, value in part.state_dict().items()}, states[towards]
     if since:
-        weights = {key: value + share * (ends[key].float() - start[key].float()) for key, value in weights.items()}
-    else:
-        weights = {key: torch.lerp(value, ends[key].float(), share) for key, value in weights.items()}
+        end = {key: value + end[key] - states[since][key] for key, value in own.items()}
+    weights = {key: torch.lerp(value, end[key], share) for key, value in own.items()}
     if not (card := card_of(Path(family) / name)):
         raise ValueError(f"{name} of {family} has no {CARD}, which leaning adds to: give a part that was trained here")
     kept, whose = (1.0, f"{towards} since {since}") if since else (1 - share, towards)
