@@ -51,7 +51,7 @@ prepared=FOLDER        clips of your own videos, as prepare_data left them in ru
                        prepared=FOLDER,FOLDER: of several shapes, of which each step takes one
 start=FOLDER           a family whose teacher and text encoder to begin with, instead of random weights
 lora.rank=N            fine-tune the family's teacher, or that of `start`, by adapters of rank N
-flow.places.shut_more=N  how much more lids count where they are shut, at noise levels flow.places.lids_at=[0,0.8]
+flow.places.shut_more=N  how much more lids count where they are shut, at noise levels flow.places.lids_at=[0,0.85]
 flow.causal=3          fine-tune the family's teacher so that blocks of 3 latent frames see no later ones
 world.face_model=FILE  a packed ICT-FaceKit head (bash scripts/build_face_model.sh); "tiny" is made in code
 Without --config: configs/train_teacher.yaml where there is a GPU, else configs/train_teacher_debug.yaml.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from livetalk.evaluation import metrics
+from livetalk.evaluation.eyes import eye_figures
 from livetalk.evaluation.judges import Judges
 from livetalk.evaluation.metrics import mean_interval
 from livetalk.evaluation.report import Report
@@ -114,7 +115,8 @@ def watch(sampler: Sampler, clips: Sequence[Clip], judges: Judges, config: Evalu
         references = torch.from_numpy(np.stack([clip.reference for clip in some])).to(device)
         seen, person = judges.read(frames), judges.read(references[:, None]).identity[:, 0]
         part = {f"track {name}": value for name, value in seen.tracks.items()}
-        part |= {f"image {name}": value for name, value in image_figures(frames, config.seams).items()}
+        images = image_figures(frames, config.seams) | eye_figures(frames, lambda x: judges.read_tracks(x)["eye_open"])
+        part |= {f"image {name}": value for name, value in images.items()}
         part["similarity"] = torch.einsum("bte,be->bt", seen.identity, person).mean(1)
         part["embedding"], part["reference"] = seen.identity.mean(1), person
         part["frames"], part["video"] = seen.frame_features[:, :: config.feature_stride], seen.video_features

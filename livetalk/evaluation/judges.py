@@ -9,6 +9,7 @@ Shapes: B clips, T frames, S the side judges work at, R tracks, K prompt attribu
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -225,20 +226,36 @@ class Judges(nn.Module):
         features = torch.cat([face, person], dim=-1)
         return tuple(rearrange(y, "(b t) d -> b t d", b=len(x)) for y in (tracks, identity, features))
 
+    def _pieces(self, frames: torch.Tensor, chunk: int) -> Iterator[torch.Tensor]:
+        """Prepared clips of about `chunk` frames at a time, on the judges' device."""
+        clips = max(1, chunk // frames.shape[1])
+        for start in range(0, len(frames), clips):
+            yield prepare(frames[start : start + clips].to(self.face.track_mean.device), self.config.size)
+
     @torch.no_grad()
     def read(self, frames: torch.Tensor, chunk: int = 1024) -> Readings:
         """Reads clips (what `prepare` takes, on any device), about `chunk` frames at a time, in float32 under autocast
         too."""
-        clips = max(1, chunk // frames.shape[1])
         parts = []
-        for start in range(0, len(frames), clips):
-            piece = frames[start : start + clips].to(self.face.track_mean.device)
+        for piece in self._pieces(frames, chunk):
             with torch.autocast(piece.device.type, enabled=False):
-                tracks, identity, features = self(prepare(piece, self.config.size))
+                tracks, identity, features = self(piece)
                 parts.append((self.face.units(tracks), identity, features, *self.video(features, tracks)))
         tracks, identity, features, video, attributes, speech = (torch.cat(part) for part in zip(*parts, strict=True))
-        named = {name: tracks[..., i] for i, name in enumerate(self.config.tracks)}
-        return Readings(named, identity, features, video, attributes, speech)
+        return Readings(self._named(tracks), identity, features, video, attributes, speech)
+
+    @torch.no_grad()
+    def read_tracks(self, frames: torch.Tensor, chunk: int = 1024) -> dict[str, torch.Tensor]:
+        """`read`'s tracks alone, in less than half its time."""
+        parts = []
+        for piece in self._pieces(frames, chunk):
+            with torch.autocast(piece.device.type, enabled=False):
+                tracks, _ = self.face(piece.flatten(0, 1))
+            parts.append(self.face.units(tracks).unflatten(0, piece.shape[:2]))
+        return self._named(torch.cat(parts))
+
+    def _named(self, tracks: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: tracks[..., i] for i, name in enumerate(self.config.tracks)}
 
 
 def save_judges(judges: Judges, folder: str | Path) -> Path:

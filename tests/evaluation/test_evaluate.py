@@ -49,9 +49,11 @@ class CodedJudges(torch.nn.Module):
         self.face = torch.nn.Module()
         self.face.register_buffer("track_mean", torch.zeros(1))
 
+    def read_tracks(self, frames):
+        return {name: frames[:, :, row].float().mean((-1, -2)) / 255 for row, name in enumerate(TRACKS)}
+
     def read(self, frames):
-        x = frames.float() / 255
-        tracks = {name: x[:, :, row].mean((-1, -2)) for row, name in enumerate(TRACKS)}
+        x, tracks = frames.float() / 255, self.read_tracks(frames)
         identity = torch.nn.functional.normalize(x[:, :, len(TRACKS) :].flatten(2) - 0.5, dim=-1)
         features = torch.stack(list(tracks.values()), dim=-1)
         video = torch.cat([features.mean(1), features.std(1) if features.shape[1] > 1 else features[:, 0]], dim=-1)

@@ -54,6 +54,9 @@ def test_floats_and_bytes_read_alike_in_any_chunks(small):
         for name in READ:
             torch.testing.assert_close(other.tracks[name], whole.tracks[name])
         torch.testing.assert_close(other.video_features, whole.video_features)
+    for tracks in (small.read_tracks(frames), small.read_tracks(frames, chunk=7)):
+        assert tracks.keys() == whole.tracks.keys()
+        torch.testing.assert_close(tracks["eye_open"], whole.tracks["eye_open"])
 
 
 def test_other_sizes_are_cropped_and_resampled():
@@ -70,6 +73,7 @@ def test_reading_ignores_autocast(small):
     plain = small.read(frames).tracks["yaw"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(small.read(frames).tracks["yaw"], plain)
+        torch.testing.assert_close(small.read_tracks(frames)["yaw"], plain)
 
 
 def test_odd_configs_are_refused():
