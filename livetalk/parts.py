@@ -236,6 +236,8 @@ def lean_part(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: give a share from 0, as it is, to 1, the part it is moved to")
+    if name not in KINDS:
+        raise ValueError(f"{name}: what leans is a part of the family: {', '.join(KINDS)}")
     part = load_part(family, name)
     states = {}
     for named in filter(None, (towards, since)):
@@ -261,7 +263,7 @@ def lean_part(
 
 def _part_named(family: str | Path, name: str) -> nn.Module:
     """A part of the family, or of another: FAMILY/PART."""
-    folder = Path(name) if "/" in name else Path(family, name)
+    folder = Path(name) if "/" in str(name) else Path(family, name)
     if folder.name not in KINDS:
         raise ValueError(f"{name}: a part is {', '.join(KINDS)}, or one of another family, as FAMILY/teacher")
     return load_part(folder.parent, folder.name)

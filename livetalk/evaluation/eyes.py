@@ -22,7 +22,10 @@ APART = 0.35  # how much further open the other is, where one is shut alone
 
 def face_middles(frames: Tensor) -> Tensor:
     """[B, T] columns about which the eyes' surroundings of uint8 [B, T, H, W, 3] are most symmetric: their middle lies
-    before that column. Brightness of a whole side does not count, so that light from one side moves nothing."""
+    before that column. Brightness of a whole side does not count, so that light from one side moves nothing. Raises
+    ValueError for other shapes and for nothing."""
+    if frames.ndim != 5 or not frames.numel() or frames.shape[3] < 2:
+        raise ValueError(f"eyes are told apart in uint8 [B, T, H, W, 3], 2 wide or more: got {tuple(frames.shape)}")
     height, width = frames.shape[2:4]
     band = luma(frames)[:, :, round(ROWS[0] * height) : round(ROWS[1] * height)]
     reach = max(1, round(REACH * width))

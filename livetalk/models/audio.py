@@ -168,13 +168,21 @@ class AudioEncoder(nn.Module):
         left, rest = places // HOP, (places % HOP / HOP).to(hidden.dtype)
         return torch.cat(self._states(torch.lerp(hidden[:, :, left], hidden[:, :, left + 1], rest)), dim=-1)
 
-    def windows(self, sound: Tensor, frames: int, chunk: int = 2048) -> Tensor:
-        """Features [B, T, C] of the `frames` windows in `sound` [B, (T-1)*1000 + window], `chunk` windows at a time.
+    def windows(self, sound: Tensor, frames: int, chunk: int = 2048, at_once: int = 128) -> Tensor:
+        """Features [B, T, C] of the `frames` windows in `sound` [B, (T-1)*1000 + window], `chunk` windows at a time, of
+        no more than `at_once` frames, so that a long sound needs no more memory than a short one.
 
         The first convolutions, whose common stride divides a frame, run once over the sound and are shared by the
         overlapping windows: they see the same samples in the same places, so this changes nothing.
         """
         assert sound.shape[1] == (frames - 1) * SAMPLES_PER_FRAME + self.config.window
+        if frames > at_once:
+            pieces = []
+            for start in range(0, frames, at_once):
+                count = min(at_once, frames - start)
+                heard = sound[:, start * SAMPLES_PER_FRAME :][:, : (count - 1) * SAMPLES_PER_FRAME + self.config.window]
+                pieces.append(self.windows(heard, count, chunk, at_once))
+            return torch.cat(pieces, dim=1)
         shared = shared_layers()
         stride = prod(STRIDES[:shared])
         hidden = self._convolve(sound[:, None], 0, shared)

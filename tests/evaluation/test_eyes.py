@@ -66,3 +66,9 @@ def test_light_from_one_side_does_not_move_the_middle():
     frames = head(np.ones(2), np.ones(2)).float()
     lit = torch.where(torch.arange(SIZE)[:, None] < 32, frames, (frames * 0.9 + 20)).round().to(torch.uint8)
     assert (face_middles(lit) - face_middles(frames.to(torch.uint8))).abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 8, 8, 3), (0, 4, 8, 8, 3), (1, 4, 8, 1, 3), (4, 8, 8, 3)])
+def test_what_holds_no_eyes_is_refused(shape):
+    with pytest.raises(ValueError, match="eyes are told apart in uint8"):
+        eye_figures(torch.zeros(shape, dtype=torch.uint8), dark)
