@@ -263,7 +263,7 @@ def lean_part(
 
 def _part_named(family: str | Path, name: str) -> nn.Module:
     """A part of the family, or of another: FAMILY/PART."""
-    folder = Path(name) if "/" in str(name) else Path(family, name)
+    folder = Path(name) if "/" in name else Path(family, name)
     if folder.name not in KINDS:
         raise ValueError(f"{name}: a part is {', '.join(KINDS)}, or one of another family, as FAMILY/teacher")
     return load_part(folder.parent, folder.name)

@@ -172,8 +172,8 @@ class AudioEncoder(nn.Module):
         """Features [B, T, C] of the `frames` windows in `sound` [B, (T-1)*1000 + window], `chunk` windows at a time, of
         no more than `at_once` frames, so that a long sound needs no more memory than a short one.
 
-        The first convolutions, whose common stride divides a frame, run once over the sound and are shared by the
-        overlapping windows: they see the same samples in the same places, so this changes nothing.
+        The first convolutions, whose common stride divides a frame, run once over the sound of those frames and are
+        shared by the overlapping windows: they see the same samples in the same places, so this changes nothing.
         """
         assert sound.shape[1] == (frames - 1) * SAMPLES_PER_FRAME + self.config.window
         if frames > at_once:
